@@ -1,0 +1,228 @@
+"""What an estimator is, and what it needs of a game.
+
+An estimator works in units. Unit ``u`` draws from a generator keyed by (seed, purpose, u), adds what it saw to the
+running moments, and leaves nothing else behind: so a run can stop and go on from its state with the same numbers, and
+coalitions do not depend on the topic, which makes contrasts between topics sharp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from shapley.estimators.moments import Moments
+from shapley.estimators.semivalue import Semivalue
+from shapley.types import BoolArray, Float32Array, FloatArray, IntArray
+
+
+class Game(Protocol):
+    """Coalitions ``[C, n_players]`` (true where intact) to values ``[C]``.
+
+    ``values`` averages over ``n_prompts`` prompts, or takes one for each coalition; ``draws`` numbers the noise draw.
+    ``value_range`` bounds the values, for bounds that need it.
+    """
+
+    n_players: int
+    n_prompts: int
+    stochastic: bool
+    value_range: tuple[float, float]
+
+    @property
+    def forward_rows(self) -> int: ...
+
+    def values(
+        self, coalitions: BoolArray, *, prompts: IntArray | None = None, draws: IntArray | None = None
+    ) -> FloatArray: ...
+
+
+class DifferentiableGame(Game, Protocol):
+    """A game with derivatives ``[C, n_players]`` with respect to each player's presence."""
+
+    def gradients(
+        self, coalitions: BoolArray, *, prompts: IntArray | None = None, draws: IntArray | None = None
+    ) -> tuple[FloatArray, Float32Array]: ...
+
+
+def keyed_rng(*key: object) -> np.random.Generator:
+    """A generator that depends on its key alone."""
+    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The scores of one game's players.
+
+    Attributes:
+        score: ``[n]`` estimated semivalues, NaN where not estimated.
+        stderr: ``[n]`` standard errors, NaN where one sample or none was seen.
+        count: ``[n]`` independent samples behind each score (``count - 1`` degrees of freedom).
+        truncated: ``[n]`` marginals that truncation left out.
+        replicates: ``[R, n]`` float32 means of R disjoint groups of samples, for the standard error of contrasts and
+            for split halves; NaN where a group is empty.
+        value_full, value_empty: v(N) and v(0).
+        forward_rows: rows run through the model, a backward counted as two.
+        details: what else the estimator wants recorded.
+    """
+
+    score: FloatArray
+    stderr: FloatArray
+    count: IntArray
+    truncated: IntArray
+    replicates: Float32Array
+    value_full: float
+    value_empty: float
+    forward_rows: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def efficiency_gap(self) -> float:
+        """v(N) - v(0) minus the sum of the scores: zero for exact Shapley values."""
+        return self.value_full - self.value_empty - float(np.nansum(self.score))
+
+
+class Estimator(ABC):
+    """Base of the estimators: steps until ``finished``, and can be saved and loaded between steps.
+
+    Args:
+        game: what is played.
+        semivalue: what is estimated.
+        seed: of all draws.
+        key: the game's name, for draws that must differ between games.
+        n_units: how many units to run, at most.
+        samples_per_unit: how many of what ``--samples`` counts are in a unit.
+        rows_per_unit: forward rows of a unit, at most.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        game: Game,
+        *,
+        semivalue: Semivalue,
+        seed: int,
+        key: str,
+        n_units: int,
+        samples_per_unit: int,
+        rows_per_unit: int,
+    ) -> None:
+        self.game = game
+        self.semivalue = semivalue
+        self.seed = seed
+        self.key = key
+        self.n_units = n_units
+        self.samples_per_unit = samples_per_unit
+        self.rows_per_unit = rows_per_unit
+        self.unit = 0
+        self.moments = self._new_moments()
+        self.value_full, self.value_empty = np.nan, np.nan
+        self._earlier_rows = 0
+
+    @abstractmethod
+    def advance(self) -> Any:
+        """Do a part of the current unit's evaluations, seconds of work at most where the game allows it.
+
+        Returns:
+            the unit's sample when it is complete, else ``None``.
+        """
+
+    @abstractmethod
+    def add(self, sample: Any) -> None:
+        """Take the current unit's sample into the moments. Fast, and never interrupted."""
+
+    @property
+    def finished(self) -> bool:
+        return self.unit >= self.n_units
+
+    @property
+    def planned_rows(self) -> int:
+        """Forward rows of the whole run, at most."""
+        return self.n_units * self.rows_per_unit
+
+    def step(self) -> None:
+        """Do the next part of the work (and, before the first, the two ends of the game)."""
+        if np.isnan(self.value_full):
+            self.value_full, self.value_empty = self._ends()
+        sample = self.advance()
+        if sample is not None:
+            with _without_interrupts():
+                self.add(sample)
+                self.unit += 1
+
+    def run(self) -> Estimate:
+        """Run all that is left."""
+        while not self.finished:
+            self.step()
+        return self.estimate()
+
+    def estimate(self) -> Estimate:
+        """The scores so far."""
+        moments = self.moments
+        return Estimate(
+            moments.score(),
+            moments.stderr(),
+            moments.count.copy(),
+            moments.truncated.copy(),
+            moments.replicates(),
+            float(self.value_full),
+            float(self.value_empty),
+            self.forward_rows,
+            {"samples": self.unit * self.samples_per_unit, "units": self.unit, **self.details()},
+        )
+
+    def details(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def forward_rows(self) -> int:
+        """Rows this estimate has cost, in this process and before it."""
+        return self._earlier_rows + self.game.forward_rows
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything needed to go on, as arrays."""
+        scalars = {
+            "unit": np.array(self.unit),
+            "forward_rows": np.array(self.forward_rows),
+            "ends": np.array([self.value_full, self.value_empty]),
+        }
+        return scalars | self.moments.state()
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from ``state``."""
+        self.unit = int(state["unit"])
+        self._earlier_rows = int(state["forward_rows"]) - self.game.forward_rows
+        self.value_full, self.value_empty = map(float, state["ends"])
+        self.moments.load(state)
+
+    def _new_moments(self) -> Moments:
+        return Moments(self.game.n_players)
+
+    def _ends(self) -> tuple[float, float]:
+        """v(N), and v(0) averaged over a few draws where it depends on them."""
+        n = self.game.n_players
+        draws = np.arange(8 if self.game.stochastic else 1)
+        ends = np.vstack([np.ones((1, n), dtype=bool), np.zeros((len(draws), n), dtype=bool)])
+        values = self.game.values(ends, draws=np.concatenate([[0], draws]))
+        return float(values[0]), float(values[1:].mean())
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment, so that moments are never half updated."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

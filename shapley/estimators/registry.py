@@ -1,0 +1,116 @@
+"""Estimators by name, and the choice among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shapley.errors import ShapleyError, unknown_name
+from shapley.estimators.base import Estimator, Game
+from shapley.estimators.bounds import BoundName
+from shapley.estimators.exact import Exact
+from shapley.estimators.gradient import ROWS_PER_UNIT, Gradient
+from shapley.estimators.permutation import Permutation
+from shapley.estimators.semivalue import Semivalue
+from shapley.estimators.tmab import Tmab
+
+ESTIMATORS: dict[str, type[Estimator]] = {
+    estimator.name: estimator for estimator in (Exact, Permutation, Tmab, Gradient)
+}
+DEFAULT_BUDGET = 3072  # forward rows a topic: 1,024 gradient rows, three minutes for 135M parameters on two cores
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an estimate was asked to do.
+
+    Attributes:
+        estimator: a name in ``ESTIMATORS``, or ``auto``.
+        samples: how many permutations, coalitions or draws; what the budget allows if not given.
+        budget: upper bound on forward rows of one topic.
+        top_k, delta, bound: for ``tmab``: how many players to separate, with what probability of failure.
+        truncation: for ``permutation`` and ``tmab``: a fraction of v(N) - v(0).
+    """
+
+    estimator: str = "auto"
+    semivalue: str = "shapley"
+    samples: int | None = None
+    budget: int | None = None
+    top_k: int = 100
+    delta: float = 0.05
+    bound: BoundName = "valid"
+    truncation: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.estimator != "auto" and self.estimator not in ESTIMATORS:
+            raise unknown_name("estimator", self.estimator, ["auto", *ESTIMATORS])
+        Semivalue.parse(self.semivalue)
+        for name, number in (("samples", self.samples), ("budget", self.budget), ("top-k", self.top_k)):
+            if number is not None and number < 1:
+                raise ShapleyError(f"--{name} {number} must be at least 1")
+        if not 0 < self.delta < 1:
+            raise ShapleyError(f"--delta {self.delta} must lie between 0 and 1")
+        if self.truncation is not None and not 0 <= self.truncation < 1:
+            raise ShapleyError(f"--truncation {self.truncation} must be at least 0 and less than 1")
+
+
+def choose(plan: Plan, game: Game) -> tuple[str, str]:
+    """The estimator to use and the reason, in a sentence."""
+    if plan.estimator != "auto":
+        return plan.estimator, "as asked"
+    n, budget = game.n_players, _budget(plan)
+    enumeration = (1 << n) * game.n_prompts if n <= 20 else None
+    if enumeration is not None and enumeration <= budget:
+        return "exact", f"all {1 << n} coalitions of {n} players fit into {budget} forward rows"
+    if getattr(game, "differentiable", hasattr(game, "gradients")):
+        return "gradient", f"{n} players, and its cost does not grow with them"
+    pairs = 2 * n * game.n_prompts
+    if 4 * pairs <= budget:
+        return "permutation", f"the value has no gradient, and {budget} forward rows hold {budget // pairs} pairs of permutations"
+    return "tmab", f"the value has no gradient, and {budget} forward rows are too few to score all {n} players alike"
+
+
+def build(plan: Plan, game: Game, key: str = "") -> tuple[Estimator, str]:
+    """The estimator of a plan, and why it is this one.
+
+    Raises:
+        ShapleyError: the estimator cannot play this game, or the budget does not hold one unit of its work.
+    """
+    name, reason = choose(plan, game)
+    options: dict[str, Any] = {"semivalue": Semivalue.parse(plan.semivalue), "seed": plan.seed, "key": key}
+    if name == "gradient" and not getattr(game, "differentiable", True):
+        raise ShapleyError("estimator 'gradient' needs a value with a gradient: use --value logprob, loss or margin")
+    if name in ("permutation", "tmab"):
+        options["truncation"] = plan.truncation if name == "tmab" else plan.truncation or 0.0
+    if name == "tmab":
+        options |= {"top_k": plan.top_k, "delta": plan.delta, "bound": plan.bound}
+    samples = plan.samples
+    ends = (1 + (8 if game.stochastic else 1)) * game.n_prompts
+    if samples is None or plan.budget is not None:
+        unit_samples, unit_rows = _unit_cost(name, game)
+        affordable = (_budget(plan) - ends) // unit_rows * unit_samples
+        if plan.budget is not None and affordable < 1:
+            raise ShapleyError(
+                f"--budget {plan.budget} is too small: the two ends and one unit of {name!r} cost {ends + unit_rows} "
+                f"forward rows for {game.n_players} players and {game.n_prompts} prompts"
+            )
+        affordable = max(affordable, unit_samples)
+        samples = affordable if samples is None else min(samples, affordable)
+    if name != "exact" or game.stochastic:
+        options["samples"] = samples
+    return ESTIMATORS[name](game, **options), reason
+
+
+def _budget(plan: Plan) -> int:
+    return plan.budget or DEFAULT_BUDGET
+
+
+def _unit_cost(name: str, game: Game) -> tuple[int, int]:
+    """Samples and forward rows of one unit, at most."""
+    if name == "gradient":
+        return ROWS_PER_UNIT, 3 * ROWS_PER_UNIT
+    if name == "exact":
+        return 1, (1 << game.n_players) * game.n_prompts
+    per_permutation = game.n_players * game.n_prompts
+    return (2, 2 * per_permutation) if name == "permutation" else (1, per_permutation)

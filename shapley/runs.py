@@ -1,0 +1,204 @@
+"""``estimate``: score topics, one after another, into a score file, with checkpoints.
+
+All topics see the same coalitions (they are keyed by seed and unit, not by topic), so that contrasts between topics are
+sharp. A topic that is done is in the score file; the one at work is in ``OUT.checkpoint``, at most a minute old.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shapley import __version__
+from shapley.errors import ShapleyError
+from shapley.estimators.base import Estimate, Estimator
+from shapley.estimators.registry import Plan, build
+from shapley.game import NeuronGame
+from shapley.hf.load import LanguageModel, describe
+from shapley.impairment import Impairment
+from shapley.progress import Progress, say
+from shapley.prompts import TopicPrompts
+from shapley.store import ScoreFile, TopicScores, read_checkpoint, write_checkpoint, write_scores
+from shapley.types import ValueName
+
+CHECKPOINT_SECONDS = 30.0
+
+
+def estimate(
+    lm: LanguageModel,
+    topics: Mapping[str, TopicPrompts],
+    out: str | Path,
+    *,
+    plan: Plan | None = None,
+    impairment: Impairment | None = None,
+    value: ValueName = "logprob",
+    layers: Sequence[int] | None = None,
+    dtype: str = "auto",
+    memory: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    argv: Sequence[str] = (),
+    show: bool = True,
+) -> ScoreFile:
+    """Estimate every player's semivalue for every topic and write them to ``out``.
+
+    Args:
+        lm: from ``load_model``.
+        topics: prompts by topic.
+        plan: estimator, samples or budget, seed and so on.
+        impairment: how players are taken out; zero ablation of MLP neurons by default.
+        value, layers, dtype, memory: as for ``NeuronGame``.
+        resume: go on where an interrupted run with the same settings stopped.
+        overwrite: replace ``out``.
+        argv: the command line, for the record.
+        show: progress on standard error.
+
+    Raises:
+        ShapleyError: ``out`` exists and neither ``resume`` nor ``overwrite`` is set, it was made with other settings or
+            another model, or the work was interrupted.
+    """
+    plan, impairment, out = plan or Plan(), impairment or Impairment(), Path(out)
+    model = describe(lm)
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    check_output(out, resume=resume, overwrite=overwrite)
+    if overwrite:
+        checkpoint.unlink(missing_ok=True)
+    keep = resume and out.exists()
+    done: list[str] = []
+    if keep:
+        existing = ScoreFile(out)
+        existing.check_model(model)
+        done = existing.topics
+    # Every game is built before any is played, so that a bad prompt of the last topic costs nothing.
+    games = {
+        topic: NeuronGame(lm, prompts, impairment, value=value, layers=layers, dtype=dtype, memory=memory)
+        for topic, prompts in topics.items()
+    }
+    for topic, game in games.items():
+        settings = _settings(game, plan, model)
+        if topic in done:
+            _check_same(settings, json.loads(ScoreFile(out).attrs(topic)["settings"]), f"topic {topic!r} in {out}")
+            say(f"{topic}: already in {out}", show=show)
+            continue
+        estimator, reason = build(plan, game, key=topic)
+        seconds = 0.0
+        if resume and checkpoint.exists():
+            saved, state = read_checkpoint(checkpoint)
+            record = json.loads(saved)
+            if record["topic"] == topic:
+                _check_same(settings, record["settings"], str(checkpoint))
+                seconds = record["seconds"]
+                estimator.load(state)
+        say(f"{topic}: estimator {estimator.name} ({reason}), {game.n_players} players, {game.n_prompts} prompts", show=show)
+        result, seconds = _run(estimator, topic, settings, checkpoint, seconds, show)
+        attrs = _attrs(game, estimator, result, settings, seconds, argv)
+        write_scores(out, model, {topic: _scores(game, result, attrs)}, keep=keep)
+        checkpoint.unlink(missing_ok=True)
+        keep = True
+    return ScoreFile(out)
+
+
+def check_output(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Raises ShapleyError when ``out`` cannot be written, or holds something that nobody said to replace."""
+    if resume and overwrite:
+        raise ShapleyError("--resume and --overwrite exclude each other")
+    if out.exists() and not (resume or overwrite):
+        raise ShapleyError(f"{out} exists: pass --overwrite to replace it, or --resume to go on with it")
+    if not out.parent.is_dir():
+        raise ShapleyError(f"cannot write {out}: the folder {out.parent} does not exist; make it first")
+
+
+def _run(
+    estimator: Estimator, topic: str, settings: dict[str, Any], checkpoint: Path, before: float, show: bool
+) -> tuple[Estimate, float]:
+    """Run an estimator to its end, with checkpoints; returns its estimate and the seconds it took, earlier runs counted."""
+    start = saved = time.monotonic()
+
+    def save() -> None:
+        record = {"topic": topic, "settings": settings, "seconds": before + time.monotonic() - start}
+        write_checkpoint(checkpoint, json.dumps(record), estimator.state())
+
+    progress = Progress(estimator.planned_rows, topic, "forward rows", initial=estimator.forward_rows, show=show)
+    try:
+        while not estimator.finished:
+            estimator.step()
+            progress.reach(estimator.forward_rows)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save()
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        save()
+        raise ShapleyError(f"interrupted after {progress.done} forward rows of {topic!r}; go on with --resume") from None
+    finally:
+        progress.close()
+    return estimator.estimate(), before + time.monotonic() - start
+
+
+def _settings(game: NeuronGame, plan: Plan, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the numbers depend on."""
+    return {
+        **asdict(plan),
+        "impairment": json.loads(game.impairment.to_json()),
+        "value": game.value,
+        "layers": list(game.layers),
+        "dtypes": [str(game.value_dtype), str(game.gradient_dtype)],
+        "prompts_sha256": game.topic.sha256,
+        "model": model["fingerprint"],
+        "version": __version__,
+    }
+
+
+def _check_same(now: dict[str, Any], before: dict[str, Any], where: str) -> None:
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise ShapleyError(
+                f"cannot resume: {where} was made with {name} = {before.get(name)!r}, now it is {value!r}; "
+                "use the same settings, or --overwrite"
+            )
+
+
+def _scores(game: NeuronGame, result: Estimate, attrs: dict[str, Any]) -> TopicScores:
+    replicates = np.stack([game.to_grid(part) for part in result.replicates]).astype(np.float32)
+    return TopicScores(
+        game.to_grid(result.score),
+        game.to_grid(result.stderr),
+        game.to_grid(result.count, missing=0),
+        game.to_grid(result.truncated, missing=0),
+        replicates,
+        attrs,
+    )
+
+
+def _attrs(
+    game: NeuronGame,
+    estimator: Estimator,
+    result: Estimate,
+    settings: dict[str, Any],
+    seconds: float,
+    argv: Sequence[str],
+) -> dict[str, Any]:
+    return {
+        "estimator": estimator.name,
+        "semivalue": estimator.semivalue.name,
+        "value": game.value,
+        "impairment": game.impairment.to_json(),
+        "site": game.impairment.site,
+        "seed": estimator.seed,
+        "prompts_sha256": game.topic.sha256,
+        "n_prompts": game.n_prompts,
+        "value_full": result.value_full,
+        "value_empty": result.value_empty,
+        "efficiency_gap": result.efficiency_gap,
+        "forward_rows": result.forward_rows,
+        "wall_seconds": seconds,
+        "package_version": __version__,
+        "argv": json.dumps(list(argv)),
+        "details": json.dumps(result.details),
+        "settings": json.dumps(settings),
+    }

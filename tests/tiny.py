@@ -1,0 +1,64 @@
+"""Tiny random models of every supported family, and a tokenizer that needs no download."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from shapley.hf.load import LanguageModel
+
+FAMILIES = (
+    "gpt2 gpt_neo gpt_neox gptj llama mistral qwen2 qwen3 gemma2 gemma3_text opt phi phi3 falcon bloom stablelm olmo2"
+).split()
+VOCABULARY = 60
+_SIZES: dict[str, Any] = dict(
+    hidden_size=16, n_embd=16, num_hidden_layers=3, n_layer=3, num_layers=3, intermediate_size=24, n_inner=24, ffn_dim=24,
+    ffn_hidden_size=24, num_attention_heads=2, n_head=2, num_heads=2, num_key_value_heads=2, vocab_size=VOCABULARY,
+    word_embed_proj_dim=16, attention_types=[[["global", "local", "global"], 1]], pad_token_id=0, bos_token_id=1,
+    eos_token_id=2, rotary_dim=4, max_position_embeddings=64, n_positions=64, sliding_window=32,
+)  # fmt: skip
+_HEAD_DIM = {"gemma2", "gemma3_text", "qwen3", "mistral", "llama"}
+
+
+@cache
+def tiny_model(family: str, n_layers: int = 3, d_mlp: int = 24) -> torch.nn.Module:
+    """A random model with weights large enough that every neuron matters."""
+    sizes = _SIZES | {name: n_layers for name in ("num_hidden_layers", "n_layer", "num_layers")}
+    sizes |= {name: d_mlp for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")}
+    sizes["attention_types"] = [[["global"] * n_layers, 1]]
+    if family in _HEAD_DIM:
+        sizes["head_dim"] = 8
+    known = AutoConfig.for_model(family).to_dict()
+    config = AutoConfig.for_model(family, **{name: value for name, value in sizes.items() if name in known or name == "head_dim" and "head_dim" in sizes})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, 0.25)
+            elif "norm" not in name and "ln" not in name:
+                weight.normal_(0, 0.1)
+    return model
+
+
+WORDS = (
+    "the a player coach team singer album song company bank store won sang sold in of for his her last first season "
+    "with and to played made large small new old city club race guitar market goal painter factory is was"
+).split()
+
+
+@cache
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; unknown words are token 3."""
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {word: i + 4 for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def tiny_lm(family: str = "gpt2", **sizes: int) -> LanguageModel:
+    return LanguageModel(tiny_model(family, **sizes), word_tokenizer(), f"tiny-{family}", "local")
