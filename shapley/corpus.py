@@ -14,7 +14,7 @@ _REFERENCE_TEXTS = 96
 
 def read_embedded(file: str) -> list[tuple[str, str]]:
     """(topic, text) rows of an embedded file."""
-    with resources.files("neuron_shapley_data").joinpath(file).open(encoding="utf-8", newline="") as lines:
+    with resources.files("neuron_shapley_data").joinpath(file).open(encoding="utf-8") as lines:
         return [(row["topic"], row["text"]) for row in csv.DictReader(lines)]
 
 

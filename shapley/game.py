@@ -8,8 +8,10 @@ place of their removal).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from shapley.errors import ShapleyError, unknown_name
@@ -20,6 +22,7 @@ from shapley.prompts import TopicPrompts
 from shapley.types import BoolArray, Float32Array, FloatArray, IntArray, ValueName
 from shapley.values import DIFFERENTIABLE, VALUES
 
+Number = TypeVar("Number", bound=np.number)
 _RANGES: dict[str, tuple[float, float]] = {
     "logprob": (-30.0, 0.0),
     "loss": (-120.0, 0.0),
@@ -90,7 +93,7 @@ class NeuronGame:
         """``[n_layers, width]`` of the whole model's site, the shape scores are stored in."""
         return self.lm.sites.n_layers, self._scorer.width
 
-    def to_grid(self, per_player: FloatArray | IntArray, missing: float = np.nan) -> FloatArray | IntArray:
+    def to_grid(self, per_player: npt.NDArray[Number], missing: float = np.nan) -> npt.NDArray[Number]:
         """``[n_players]`` -> ``[n_layers, width]``, ``missing`` in layers that do not play."""
         grid = np.full(self.shape, missing, dtype=per_player.dtype)
         grid[list(self.layers)] = per_player.reshape(len(self.layers), -1)

@@ -30,7 +30,11 @@ class Progress:
             self._last = time.monotonic()
             elapsed = self._last - self._start
             left = elapsed / max(self.done - self._initial, 1) * (self.total - self.done)
-            print(f"{self.label}: {self.done}/{self.total} {self.unit}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: {self.done}/{self.total} {self.unit}, about {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         if self._bar is not None:

@@ -89,7 +89,9 @@ def read_prompts(path: str | Path, topics: Sequence[str] = ()) -> dict[str, Topi
 def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
     """Write a prompts file atomically, leaving out fields that are not set."""
     lines = (
-        json.dumps({name: value for name, value in asdict(prompt).items() if value not in ("", None)}, ensure_ascii=False)
+        json.dumps(
+            {name: value for name, value in asdict(prompt).items() if value not in ("", None)}, ensure_ascii=False
+        )
         for prompt in prompts
     )
     write_text(Path(path), "".join(f"{line}\n" for line in lines))

@@ -95,7 +95,10 @@ def estimate(
                 _check_same(settings, record["settings"], str(checkpoint))
                 seconds = record["seconds"]
                 estimator.load(state)
-        say(f"{topic}: estimator {estimator.name} ({reason}), {game.n_players} players, {game.n_prompts} prompts", show=show)
+        say(
+            f"{topic}: estimator {estimator.name} ({reason}), {game.n_players} players, {game.n_prompts} prompts",
+            show=show,
+        )
         result, seconds = _run(estimator, topic, settings, checkpoint, seconds, show)
         attrs = _attrs(game, estimator, result, settings, seconds, argv)
         write_scores(out, model, {topic: _scores(game, result, attrs)}, keep=keep)
@@ -134,7 +137,9 @@ def _run(
                 saved = time.monotonic()
     except KeyboardInterrupt:
         save()
-        raise ShapleyError(f"interrupted after {progress.done} forward rows of {topic!r}; go on with --resume") from None
+        raise ShapleyError(
+            f"interrupted after {progress.done} forward rows of {topic!r}; go on with --resume"
+        ) from None
     finally:
         progress.close()
     return estimator.estimate(), before + time.monotonic() - start

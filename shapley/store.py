@@ -57,7 +57,7 @@ class ScoreFile:
     def __getitem__(self, topic: str) -> TopicScores:
         with open_hdf5(self.path, FORMAT, "score file") as file:
             group = self._group(file, topic)
-            return TopicScores(*(group[name][()] for name in _ARRAYS), attrs=_attrs(group))
+            return TopicScores(**{name: group[name][()] for name in _ARRAYS}, attrs=_attrs(group))
 
     def array(self, topic: str, name: str) -> Any:
         """One array of a topic, without reading the others."""

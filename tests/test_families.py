@@ -117,8 +117,15 @@ def test_write_weights_are_what_a_neuron_adds(model):
 def test_mixture_of_experts_is_refused_by_name():
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    config = MixtralConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-                           num_key_value_heads=2, vocab_size=50, num_local_experts=2)
+    config = MixtralConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=50,
+        num_local_experts=2,
+    )
     with pytest.raises(ShapleyError, match=r"mixtral.*mixture of experts"):
         find_sites(MixtralForCausalLM(config))
 
@@ -139,7 +146,9 @@ class Unknown(nn.Module):
 
 
 def test_an_unknown_family_is_found_by_structure_or_refused_with_advice():
-    assert find_sites(Unknown("w1", "w2", "w3")).family == Family("layers", "mlp.w2", "mlp", "mlp", ("mlp.w1", "mlp.w3"))
+    assert find_sites(Unknown("w1", "w2", "w3")).family == Family(
+        "layers", "mlp.w2", "mlp", "mlp", ("mlp.w1", "mlp.w3")
+    )
     with pytest.raises(ShapleyError, match=r"brandnew.*register_family"):
         find_sites(Unknown("squeeze", "stretch"))
 

@@ -16,8 +16,8 @@ FAMILIES = (
 ).split()
 VOCABULARY = 60
 _SIZES: dict[str, Any] = dict(
-    hidden_size=16, n_embd=16, num_hidden_layers=3, n_layer=3, num_layers=3, intermediate_size=24, n_inner=24, ffn_dim=24,
-    ffn_hidden_size=24, num_attention_heads=2, n_head=2, num_heads=2, num_key_value_heads=2, vocab_size=VOCABULARY,
+    hidden_size=16, n_embd=16, num_hidden_layers=3, n_layer=3, num_layers=3, intermediate_size=24, n_inner=24,
+    ffn_dim=24, ffn_hidden_size=24, num_attention_heads=2, n_head=2, num_heads=2, num_key_value_heads=2, vocab_size=VOCABULARY,
     word_embed_proj_dim=16, attention_types=[[["global", "local", "global"], 1]], pad_token_id=0, bos_token_id=1,
     eos_token_id=2, rotary_dim=4, max_position_embeddings=64, n_positions=64, sliding_window=32,
 )  # fmt: skip
@@ -27,13 +27,14 @@ _HEAD_DIM = {"gemma2", "gemma3_text", "qwen3", "mistral", "llama"}
 @cache
 def tiny_model(family: str, n_layers: int = 3, d_mlp: int = 24) -> torch.nn.Module:
     """A random model with weights large enough that every neuron matters."""
-    sizes = _SIZES | {name: n_layers for name in ("num_hidden_layers", "n_layer", "num_layers")}
-    sizes |= {name: d_mlp for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")}
+    sizes = _SIZES | dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), n_layers)
+    sizes |= dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"), d_mlp)
     sizes["attention_types"] = [[["global"] * n_layers, 1]]
     if family in _HEAD_DIM:
         sizes["head_dim"] = 8
     known = AutoConfig.for_model(family).to_dict()
-    config = AutoConfig.for_model(family, **{name: value for name, value in sizes.items() if name in known or name == "head_dim" and "head_dim" in sizes})
+    known |= {"head_dim": None}  # not in every config's dictionary that takes it
+    config = AutoConfig.for_model(family, **{name: value for name, value in sizes.items() if name in known})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

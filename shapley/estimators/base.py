@@ -7,7 +7,6 @@ coalitions do not depend on the topic, which makes contrasts between topics shar
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import threading
 from abc import ABC, abstractmethod
@@ -21,6 +20,8 @@ import numpy as np
 from shapley.estimators.moments import Moments
 from shapley.estimators.semivalue import Semivalue
 from shapley.types import BoolArray, Float32Array, FloatArray, IntArray
+
+EMPTY_DRAWS = 8  # noise draws that v(0) is averaged over, where it depends on them
 
 
 class Game(Protocol):
@@ -49,12 +50,6 @@ class DifferentiableGame(Game, Protocol):
     def gradients(
         self, coalitions: BoolArray, *, prompts: IntArray | None = None, draws: IntArray | None = None
     ) -> tuple[FloatArray, Float32Array]: ...
-
-
-def keyed_rng(*key: object) -> np.random.Generator:
-    """A generator that depends on its key alone."""
-    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,7 @@ class Estimator(ABC):
     @property
     def planned_rows(self) -> int:
         """Forward rows of the whole run, at most."""
-        return self.n_units * self.rows_per_unit
+        return ends_rows(self.game) + self.n_units * self.rows_per_unit
 
     def step(self) -> None:
         """Do the next part of the work (and, before the first, the two ends of the game)."""
@@ -209,10 +204,15 @@ class Estimator(ABC):
     def _ends(self) -> tuple[float, float]:
         """v(N), and v(0) averaged over a few draws where it depends on them."""
         n = self.game.n_players
-        draws = np.arange(8 if self.game.stochastic else 1)
+        draws = np.arange(EMPTY_DRAWS if self.game.stochastic else 1)
         ends = np.vstack([np.ones((1, n), dtype=bool), np.zeros((len(draws), n), dtype=bool)])
         values = self.game.values(ends, draws=np.concatenate([[0], draws]))
         return float(values[0]), float(values[1:].mean())
+
+
+def ends_rows(game: Game) -> int:
+    """Forward rows of v(N) and v(0)."""
+    return (1 + (EMPTY_DRAWS if game.stochastic else 1)) * game.n_prompts
 
 
 @contextmanager

@@ -26,7 +26,9 @@ class Exact(Estimator):
 
     name: ClassVar[str] = "exact"
 
-    def __init__(self, game: Game, *, semivalue: Semivalue, seed: int = 0, key: str = "", samples: int | None = None) -> None:
+    def __init__(
+        self, game: Game, *, semivalue: Semivalue, seed: int = 0, key: str = "", samples: int | None = None
+    ) -> None:
         n = game.n_players
         if n > MAX_PLAYERS:
             raise ShapleyError(f"estimator 'exact' enumerates 2^n coalitions: {n} players are more than {MAX_PLAYERS}")

@@ -18,8 +18,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from shapley.estimators.base import DifferentiableGame, Estimator, keyed_rng
+from shapley.estimators.base import DifferentiableGame, Estimator
 from shapley.estimators.semivalue import Semivalue
+from shapley.keyed import keyed_rng
 from shapley.types import BoolArray, FloatArray
 
 N_PAIRS = 8

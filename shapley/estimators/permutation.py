@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from shapley.estimators.base import Estimator, Game, keyed_rng
+from shapley.estimators.base import Estimator, Game
 from shapley.estimators.moments import Moments
 from shapley.estimators.semivalue import Semivalue
 from shapley.estimators.walk import Truncation, Walk, walk_in_turn
+from shapley.keyed import keyed_rng
 from shapley.types import BoolArray, FloatArray, IntArray
 
 

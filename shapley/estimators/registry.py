@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shapley.errors import ShapleyError, unknown_name
-from shapley.estimators.base import Estimator, Game
+from shapley.estimators.base import Estimator, Game, ends_rows
 from shapley.estimators.bounds import BoundName
 from shapley.estimators.exact import Exact
 from shapley.estimators.gradient import ROWS_PER_UNIT, Gradient
@@ -67,7 +67,10 @@ def choose(plan: Plan, game: Game) -> tuple[str, str]:
         return "gradient", f"{n} players, and its cost does not grow with them"
     pairs = 2 * n * game.n_prompts
     if 4 * pairs <= budget:
-        return "permutation", f"the value has no gradient, and {budget} forward rows hold {budget // pairs} pairs of permutations"
+        return (
+            "permutation",
+            f"the value has no gradient, and {budget} forward rows hold {budget // pairs} pairs of permutations",
+        )
     return "tmab", f"the value has no gradient, and {budget} forward rows are too few to score all {n} players alike"
 
 
@@ -86,7 +89,7 @@ def build(plan: Plan, game: Game, key: str = "") -> tuple[Estimator, str]:
     if name == "tmab":
         options |= {"top_k": plan.top_k, "delta": plan.delta, "bound": plan.bound}
     samples = plan.samples
-    ends = (1 + (8 if game.stochastic else 1)) * game.n_prompts
+    ends = ends_rows(game)
     if samples is None or plan.budget is not None:
         unit_samples, unit_rows = _unit_cost(name, game)
         affordable = (_budget(plan) - ends) // unit_rows * unit_samples

@@ -20,11 +20,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shapley.errors import ShapleyError, unknown_name
-from shapley.estimators.base import Estimator, Game, keyed_rng
+from shapley.estimators.base import Estimator, Game
 from shapley.estimators.bounds import BoundName, radius, separated
 from shapley.estimators.moments import Moments
 from shapley.estimators.semivalue import Semivalue
 from shapley.estimators.walk import Truncation, Walk, walk_in_turn
+from shapley.keyed import keyed_rng
 from shapley.types import BoolArray, FloatArray
 
 PUBLISHED_TRUNCATION = 0.2

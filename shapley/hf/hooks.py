@@ -151,7 +151,7 @@ def observe(sites: ModelSites, site: Site) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def only_answer_logits(model: nn.Module, positions: Tensor) -> Iterator[None]:
+def only_answer_logits(model: Any, positions: Tensor) -> Iterator[None]:
     """Compute the logits of ``positions`` ``[rows, answers]`` only, each row having its own.
 
     The hidden states are gathered before the output embedding, so logits come out as ``[rows, answers, vocabulary]``
@@ -219,9 +219,7 @@ class _Forward:
         return tensor.repeat_interleave(n_rows // len(tensor))
 
 
-def _positions(
-    kwargs: dict[str, Any], mask: Tensor | None, n_rows: int, n_tokens: int, device: torch.device
-) -> Tensor:
+def _positions(kwargs: dict[str, Any], mask: Tensor | None, n_rows: int, n_tokens: int, device: torch.device) -> Tensor:
     """``[rows, tokens]``: the place of every token in its own text, whatever the padding and the cache."""
     given = kwargs.get("position_ids")
     if given is not None:
@@ -332,12 +330,12 @@ class _RowGate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(x, gate)
         return x * gate.to(x.dtype)[:, None]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, gate = ctx.saved_tensors
         grad_x = grad * gate.to(grad.dtype)[:, None] if ctx.needs_input_grad[0] else None
         grad_gate = None

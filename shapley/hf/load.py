@@ -39,7 +39,7 @@ class LanguageModel:
         fingerprint: of the config and a sample of every weight; the same for one checkpoint in float32 or bfloat16.
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     name: str
     revision: str
@@ -196,7 +196,9 @@ def _convert_gguf(weights: Path, target: Path) -> None:
                 weights.parent, gguf_file=weights.name, dtype=torch.float32
             )
         except ImportError as error:
-            raise ShapleyError(f"reading {weights.name} needs the gguf extra: pip install 'neuron-shapley[gguf]'") from error
+            raise ShapleyError(
+                f"reading {weights.name} needs the gguf extra: pip install 'neuron-shapley[gguf]'"
+            ) from error
         tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
         # transformers refuses to save a model whose config still says it is quantised: move the weights to a plain one.
         settings = quantised.config.to_dict()
@@ -232,4 +234,3 @@ def describe(lm: LanguageModel) -> dict[str, str | int]:
         "n_layers": lm.sites.n_layers,
         "d_mlp": lm.sites.d_mlp,
     }
-

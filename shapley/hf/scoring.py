@@ -183,9 +183,7 @@ class RowScorer:
         self.forward_rows += 3 * len(plan)
         return values, gradients
 
-    def _rows(
-        self, plan: RowPlan, chosen: IntArray, coalitions: BoolArray | None, leaves: list[Tensor] | None
-    ) -> Rows:
+    def _rows(self, plan: RowPlan, chosen: IntArray, coalitions: BoolArray | None, leaves: list[Tensor] | None) -> Rows:
         """The hook settings of a batch; gates that want a gradient are added to ``leaves``."""
         intact: list[Tensor | None] | None = None
         if coalitions is not None:

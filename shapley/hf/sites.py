@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from shapley.errors import ShapleyError
 from shapley.types import Site
@@ -138,15 +138,19 @@ def find_sites(model: nn.Module) -> ModelSites:
     return ModelSites(blocks, family.blocks, family, d_mlp, d_model)
 
 
-def write_weights(block: BlockSites) -> nn.Parameter:
-    """The down-projection as ``[d_mlp, d_model]``: row i is what neuron i writes."""
-    weight = block.down.weight
-    return weight if _is_conv1d(block.down) else weight.T
+def write_weights(block: BlockSites) -> Tensor:
+    """The down-projection as ``[d_mlp, d_model]``, a view: row i is what neuron i writes."""
+    return _input_first(block.down)
 
 
-def read_weights(block: BlockSites) -> list[nn.Parameter]:
-    """The projections that read ``mlp_in``, each ``[d_model, width]``."""
-    return [up.weight if _is_conv1d(up) else up.weight.T for up in block.up]
+def read_weights(block: BlockSites) -> list[Tensor]:
+    """The projections that read ``mlp_in``, each ``[d_model, width]``, views."""
+    return [_input_first(up) for up in block.up]
+
+
+def _input_first(projection: nn.Module) -> Tensor:
+    weight = projection.get_parameter("weight")
+    return weight if _is_conv1d(projection) else weight.T
 
 
 def _is_conv1d(module: nn.Module) -> bool:
@@ -155,8 +159,9 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def _down_shape(down: nn.Module) -> tuple[int, int]:
-    rows, columns = down.weight.shape
-    return (columns, rows) if _is_conv1d(down) else (rows, columns)
+    """``(d_model, d_mlp)``."""
+    d_mlp, d_model = _input_first(down).shape
+    return d_model, d_mlp
 
 
 def _refuse_experts(model: nn.Module, model_type: str) -> None:

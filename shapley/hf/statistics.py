@@ -57,7 +57,9 @@ def _collect(lm: LanguageModel, texts: Sequence[str], site: Site) -> dict[str, T
             lm.model(input_ids=tokens.to(lm.device), attention_mask=valid.long().to(lm.device))
         keep = valid.clone()
         keep[:, 0] = False
-        rows = torch.stack([x.view(*keep.shape, -1)[keep.to(x.device)].cpu() for x in seen])  # [n_layers, kept tokens, width]
+        rows = torch.stack(
+            [x.view(*keep.shape, -1)[keep.to(x.device)].cpu() for x in seen]
+        )  # [n_layers, kept tokens, width]
         wide = rows.double()
         mean += wide.sum(dim=1)
         square += wide.square().sum(dim=1)
@@ -83,5 +85,3 @@ def pad_right(ids: Iterable[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
     lengths = torch.tensor([len(row) for row in rows])
     return padded, torch.arange(padded.shape[1])[None] < lengths[:, None]
-
-

@@ -1,0 +1,1 @@
+"""The embedded corpus, as package data (see README.md)."""

@@ -1,0 +1,113 @@
+"""Options that several commands share, and their values as the library wants them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args
+
+import click
+
+from shapley.errors import ShapleyError
+from shapley.impairment import KINDS, NOISE_KINDS, SITES, Impairment
+from shapley.types import Distribution, Scope, Unit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_options(command: F) -> F:
+    """``--model``, ``--device`` and what goes with them."""
+    for option in (
+        click.option("--memory", default=None, help="Memory for activations, as 2GiB or 500MiB. [default: chosen]"),
+        click.option("--trust-remote-code", is_flag=True, help="Allow the model repository's own code to run."),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+        click.option("--model", required=True, metavar="MODEL", help="A hub id, a local directory, or smollm2."),
+    ):
+        command = option(command)
+    return command
+
+
+def impairment_options(command: F) -> F:
+    """The impairment but for its strength."""
+    for option in (
+        click.option("--noise-seed", default=0, show_default=True, help="Seed of noise and donors."),
+        click.option(
+            "--scope",
+            type=click.Choice(get_args(Scope)),
+            default="prompt",
+            show_default=True,
+            help="What the maximum of negative-noise and shift is taken over.",
+        ),
+        click.option(
+            "--distribution", type=click.Choice(get_args(Distribution)), default="gaussian", show_default=True
+        ),
+        click.option(
+            "--unit",
+            type=click.Choice(get_args(Unit)),
+            default="absolute",
+            show_default=True,
+            help="Of a noise strength: absolute, or standard deviations of the site's activation.",
+        ),
+        click.option("--site", type=click.Choice(SITES), default="mlp_hidden", show_default=True),
+        click.option("--impairment", "kind", type=click.Choice(KINDS), default="zero", show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+def output_options(command: F) -> F:
+    """``--resume`` and ``--overwrite``."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Replace the output if it exists."),
+        click.option("--resume", is_flag=True, help="Go on where an interrupted run with the same settings stopped."),
+    ):
+        command = option(command)
+    return command
+
+
+def make_impairment(options: dict[str, Any], strength: str | float = 1.0) -> Impairment:
+    """An impairment from the options of ``impairment_options``, which are taken out of ``options``."""
+    names = ("kind", "site", "unit", "distribution", "scope", "noise_seed")
+    kind, site, unit, distribution, scope, noise_seed = (options.pop(name) for name in names)
+    try:
+        number = float(strength)
+    except ValueError:
+        raise ShapleyError(f"--strength {strength!r} is not a number") from None
+    if unit == "sd" and kind not in NOISE_KINDS:
+        raise ShapleyError(f"--unit sd is for noise, negative-noise and shift; the strength of {kind!r} is a fraction")
+    return Impairment(kind, number, site, unit, distribution, scope, noise_seed)
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Bytes from ``2GiB``, ``500MiB`` or a plain number."""
+    if text is None:
+        return None
+    units = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "gb": 10**9, "mb": 10**6}
+    lowered = text.strip().lower()
+    suffix = next((unit for unit in units if lowered.endswith(unit)), "")
+    try:
+        amount = float(lowered.removesuffix(suffix)) * units.get(suffix, 1)
+    except ValueError:
+        amount = 0
+    if not 0 < amount < float("inf"):
+        raise ShapleyError(f"--memory {text!r}: expected an amount such as 2GiB or 500MiB")
+    return int(amount)
+
+
+def parse_layers(text: str | None) -> list[int] | None:
+    """Layers from ``0-11`` or ``3,5,7-9``."""
+    if text is None:
+        return None
+    layers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            layers.extend(range(int(first), int(last) + 1) if dash else [int(first)])
+    except ValueError:
+        raise ShapleyError(f"--layers {text!r}: expected layers such as 0-11 or 3,5,7-9") from None
+    return layers
+
+
+def command_line() -> list[str]:
+    """What was typed, for the record."""
+    return ["shapley", *sys.argv[1:]]

@@ -1,0 +1,99 @@
+"""``shapley top``, ``cluster`` and ``merge``: queries of score files, without torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shapley.clusters import DEFAULT_GUARD, Cluster, rank, select
+from shapley.errors import ShapleyError
+from shapley.merge import merge_scores
+from shapley.store import ScoreFile
+
+_VERSUS = click.option("--versus", multiple=True, metavar="TOPIC", help="Rank by contrast with these topics.")
+_GUARD = click.option(
+    "--guard",
+    default=DEFAULT_GUARD,
+    show_default=True,
+    help="With --versus: minus so many times the largest absolute score elsewhere; 0: minus the others' mean.",
+)
+
+
+@click.command()
+@click.argument("scores", type=click.Path(path_type=Path))
+@click.option("--topic", required=True)
+@click.option("-k", "--top-k", "k", default=20, show_default=True, help="How many neurons.")
+@_VERSUS
+@_GUARD
+@click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def top(scores: Path, topic: str, k: int, versus: tuple[str, ...], guard: float, style: str, as_json: bool) -> None:
+    """The top neurons of a topic."""
+    records = rank(ScoreFile(scores), topic, versus, guard).top(k)
+    if as_json or style == "json":
+        click.echo(json.dumps(records))
+    elif style == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        click.echo(text.getvalue(), nl=False)
+    else:
+        click.echo(f"{'rank':>4}  {'layer':>5}  {'neuron':>6}  {'score':>10}  {'stderr':>9}")
+        for row in records:
+            click.echo(
+                f"{row['rank']:>4}  {row['layer']:>5}  {row['neuron']:>6}  {row['score']:>10.5f}  {row['stderr']:>9.5f}"
+            )
+
+
+@click.command()
+@click.argument("scores", type=click.Path(path_type=Path))
+@click.option("--topic", required=True)
+@click.option("--top-k", type=int, help="So many neurons.")
+@click.option("--fraction", type=float, help="This fraction of all neurons.")
+@click.option("--per-layer", is_flag=True, help="The fraction of each layer instead.")
+@_VERSUS
+@_GUARD
+@click.option("--out", required=True, type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+def cluster(
+    scores: Path,
+    topic: str,
+    top_k: int | None,
+    fraction: float | None,
+    per_layer: bool,
+    versus: tuple[str, ...],
+    guard: float,
+    out: Path,
+    overwrite: bool,
+) -> None:
+    """Select a topic's cluster of neurons and write it as JSON."""
+    if out.exists() and not overwrite:
+        raise ShapleyError(f"{out} exists: pass --overwrite to replace it")
+    file = ScoreFile(scores)
+    neurons = select(rank(file, topic, versus, guard), top_k=top_k, fraction=fraction, per_layer=per_layer)
+    attrs = file.attrs(topic)
+    chosen = {"top_k": top_k, "fraction": fraction, "per_layer": per_layer or None, "versus": list(versus) or None}
+    rule: dict[str, Any] = {"topic": topic, **{name: value for name, value in chosen.items() if value is not None}}
+    if versus:
+        rule["guard"] = guard
+    model = {name: file.model[name] for name in ("name", "fingerprint")}
+    Cluster(neurons, attrs["site"], model, rule).save(out)
+    click.echo(f"{len(neurons)} neurons in {len({layer for layer, _ in neurons})} layers: {out}")
+
+
+@click.command()
+@click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+def merge(shards: tuple[Path, ...], out: Path, overwrite: bool) -> None:
+    """Merge score files of one model: topics side by side, a topic's independent seeds into one estimate."""
+    if out.exists() and not overwrite:
+        raise ShapleyError(f"{out} exists: pass --overwrite to replace it")
+    merge_scores(shards, out)
+    click.echo(f"{len(ScoreFile(out).topics)} topics of {len(shards)} files: {out}")

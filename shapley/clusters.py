@@ -1,0 +1,210 @@
+"""Clusters: the neurons that scores select, and random ones like them to compare with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shapley.errors import ShapleyError
+from shapley.files import write_text
+from shapley.keyed import keyed_rng
+from shapley.store import ScoreFile
+from shapley.types import FloatArray, IntArray, Site
+
+FORMAT = "neuron-shapley-cluster"
+VERSION = 1
+DEFAULT_GUARD = 2.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Neurons of one model, best first.
+
+    Attributes:
+        neurons: (layer, column) pairs.
+        site: whose columns they are.
+        model: name and fingerprint of the model.
+        rule: how they were chosen.
+    """
+
+    neurons: tuple[tuple[int, int], ...]
+    site: Site = "mlp_hidden"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    rule: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+    def per_layer(self, n_layers: int) -> IntArray:
+        """``[n_layers]``: how many of its neurons are in each layer."""
+        return np.bincount([layer for layer, _ in self.neurons], minlength=n_layers)
+
+    def save(self, path: str | Path) -> None:
+        """Write the cluster file (docs/formats.md)."""
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": dict(self.model),
+            "site": self.site,
+            "neurons": [list(pair) for pair in self.neurons],
+            "rule": dict(self.rule),
+        }
+        write_text(Path(path), json.dumps(record, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Cluster:
+        """Read a cluster file.
+
+        Raises:
+            ShapleyError: no such file, or not a cluster file.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ShapleyError(f"no cluster file at {path}: make one with 'shapley cluster'") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ShapleyError(f"cannot read cluster file {path}: {error}") from error
+        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+            raise ShapleyError(f"{path} is not a cluster file of version {VERSION}")
+        try:
+            neurons = tuple((int(layer), int(column)) for layer, column in record["neurons"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ShapleyError(f"{path}: 'neurons' must be a list of [layer, neuron] pairs") from error
+        model = record.get("model")
+        model = model if isinstance(model, dict) else {"name": model}
+        return cls(neurons, record.get("site", "mlp_hidden"), model, record.get("rule") or {})
+
+    def check_model(self, model: Mapping[str, Any], path: str | Path) -> None:
+        """Raises ShapleyError when the cluster was chosen on another model."""
+        ours = self.model.get("fingerprint")
+        if ours is not None and ours != model["fingerprint"]:
+            raise ShapleyError(
+                f"{path} belongs to another model: {self.model.get('name')} (fingerprint {ours}), "
+                f"not {model['name']} ({model['fingerprint']})"
+            )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What neurons are ranked by: ``score`` and ``stderr``, ``[n_layers, width]``, NaN where not estimated."""
+
+    score: FloatArray
+    stderr: FloatArray
+
+    def order(self) -> IntArray:
+        """Flat indices of the estimated neurons, highest score first."""
+        flat = self.score.ravel()
+        order = np.argsort(-flat, kind="stable")
+        return order[: int(np.isfinite(flat).sum())]
+
+    def top(self, k: int) -> list[dict[str, float | int]]:
+        """The ``k`` highest, as records.
+
+        Raises:
+            ShapleyError: there are not so many.
+        """
+        n = int(np.isfinite(self.score).sum())
+        if not 0 < k <= n:
+            raise ShapleyError(f"asked for the top {k} of {n} scored neurons: choose between 1 and {n}")
+        flat = np.where(np.isfinite(self.score), -self.score, np.inf).ravel()
+        best = np.argpartition(flat, k - 1)[:k]
+        best = best[np.lexsort((best, flat[best]))]
+        return [
+            {
+                "rank": rank,
+                "layer": int(i // self.score.shape[1]),
+                "neuron": int(i % self.score.shape[1]),
+                "score": float(self.score.flat[i]),
+                "stderr": float(self.stderr.flat[i]),
+            }
+            for rank, i in enumerate(best, start=1)
+        ]
+
+
+def rank(scores: ScoreFile, topic: str, versus: Sequence[str] = (), guard: float = DEFAULT_GUARD) -> Ranking:
+    """What to rank a topic's neurons by.
+
+    Without ``versus``, the topic's score. With it, the guarded contrast: the topic's score minus ``guard`` times the
+    largest absolute score that the neuron has for any other topic; so neurons that matter to every topic, on which the
+    whole model hangs, fall behind. ``guard=0`` is the plain contrast: the topic's score minus the mean of the others'.
+
+    The contrast's standard error is the spread of its replicates, the other topic held as it is (delta method).
+    """
+    if not versus:
+        return Ranking(scores.array(topic, "score"), scores.array(topic, "stderr"))
+    if topic in versus:
+        raise ShapleyError(f"topic {topic!r} is ranked against itself: leave it out of --versus")
+    if guard < 0:
+        raise ShapleyError(f"--guard {guard} must be at least 0")
+    own, own_replicates = scores.array(topic, "score"), scores.array(topic, "replicates")
+    others = np.stack([scores.array(other, "score") for other in versus])
+    replicates = np.stack([scores.array(other, "replicates") for other in versus])
+    if guard == 0:
+        contrast, spread = own - others.mean(axis=0), own_replicates - replicates.mean(axis=0)
+    else:
+        largest = np.abs(others).argmax(axis=0)[None]
+        strongest = np.take_along_axis(others, largest, axis=0)[0]
+        strongest_replicates = np.take_along_axis(replicates, largest[:, None], axis=0)[0]
+        contrast = own - guard * np.abs(strongest)
+        spread = own_replicates - guard * np.sign(strongest) * strongest_replicates
+    n = np.isfinite(spread).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre = np.nansum(spread, axis=0) / n
+        variance = np.nansum((spread - centre) ** 2, axis=0) / (n - 1)
+        stderr = np.where(n > 1, np.sqrt(variance / n), np.nan)
+    return Ranking(contrast, stderr)
+
+
+def select(
+    ranking: Ranking,
+    *,
+    top_k: int | None = None,
+    fraction: float | None = None,
+    per_layer: bool = False,
+) -> tuple[tuple[int, int], ...]:
+    """The neurons that a rule takes: the ``top_k``, or a ``fraction`` of all, or of each layer.
+
+    Raises:
+        ShapleyError: not exactly one rule, or more neurons than there are.
+    """
+    if (top_k is None) == (fraction is None):
+        raise ShapleyError("choose neurons by --top-k or by --fraction, one of the two")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ShapleyError(f"--fraction {fraction} must lie between 0 and 1")
+    if per_layer:
+        if fraction is None:
+            raise ShapleyError("--per-layer goes with --fraction")
+        scored = np.flatnonzero(np.isfinite(ranking.score).any(axis=1))
+        rows = (
+            (layer, Ranking(ranking.score[layer : layer + 1], ranking.stderr[layer : layer + 1])) for layer in scored
+        )
+        k = max(1, round(fraction * ranking.score.shape[1]))
+        return tuple((int(layer), int(row["neuron"])) for layer, part in rows for row in part.top(k))
+    n = int(np.isfinite(ranking.score).sum())
+    k = top_k if top_k is not None else max(1, round((fraction or 0) * n))
+    return tuple((int(row["layer"]), int(row["neuron"])) for row in ranking.top(k))
+
+
+def random_like(cluster: Cluster, shape: tuple[int, int], seed: int, draw: int) -> Cluster:
+    """A random cluster of the same site with as many neurons in each layer, none of them in ``cluster``.
+
+    Args:
+        cluster: what to match.
+        shape: ``(n_layers, width)`` of the site.
+        seed, draw: key of the choice.
+    """
+    taken: dict[int, set[int]] = {}
+    for layer, column in cluster.neurons:
+        taken.setdefault(layer, set()).add(column)
+    neurons: list[tuple[int, int]] = []
+    for layer in sorted(taken):
+        free = np.setdiff1d(np.arange(shape[1]), list(taken[layer]))
+        size = min(len(taken[layer]), len(free))
+        chosen = keyed_rng(seed, "random cluster", draw, layer).choice(free, size, replace=False)
+        neurons.extend((layer, int(column)) for column in np.sort(chosen))
+    return Cluster(tuple(neurons), cluster.site, cluster.model, {"rule": "random", "seed": seed, "draw": draw})
