@@ -18,7 +18,7 @@ from shapley.types import FloatArray, IntArray, Site
 
 FORMAT = "neuron-shapley-cluster"
 VERSION = 1
-DEFAULT_GUARD = 2.0
+DEFAULT_GUARD = 4.0
 
 
 @dataclass(frozen=True)

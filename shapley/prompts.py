@@ -97,6 +97,11 @@ def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
     write_text(Path(path), "".join(f"{line}\n" for line in lines))
 
 
+def held_out_path(path: Path) -> Path:
+    """Where the held-out prompts of a prompts file go."""
+    return path.with_name(f"{path.stem}.held-out{path.suffix}")
+
+
 def _parse(line: str, where: str) -> Prompt:
     try:
         record: Any = json.loads(line)

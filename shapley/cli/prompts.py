@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from shapley.cli.options import model_options, parse_memory
 from shapley.errors import ShapleyError
 from shapley.progress import say
-from shapley.prompts import Prompt, write_prompts
-
-if TYPE_CHECKING:
-    from shapley.hf.load import LanguageModel
+from shapley.prompts import Prompt, held_out_path, write_prompts
 
 
 @click.group()
@@ -73,6 +68,7 @@ def build(
     limit = parse_memory(memory)
     documents = read_corpus(corpus, text_column, topic_column)
     names = [name.strip() for name in topics.split(",")] if topics else list(documents)
+    from shapley.hf.baseline import score_baseline
     from shapley.hf.load import load_model
 
     lm = load_model(model, device=device, trust_remote_code=trust_remote_code)
@@ -110,26 +106,6 @@ def build(
                 f"{name}: {topic}: {figures['prompts']:.0f} prompts, {figures['keywords']:.0f} keywords, "
                 f"{figures['known']:.0%} known, mean log-probability {figures['logprob']:.2f}"
             )
-
-
-def held_out_path(out: Path) -> Path:
-    """Where the held-out prompts of a prompts file go."""
-    return out.with_name(f"{out.stem}.held-out{out.suffix}")
-
-
-def score_baseline(lm: LanguageModel, side: list[Prompt], memory: int | None = None) -> list[Prompt]:
-    """The prompts with the unimpaired model's log-probability, and whether it answers them right."""
-    import numpy as np
-
-    from shapley.hf.scoring import RowPlan, RowScorer
-    from shapley.impairment import Impairment
-
-    scorer = RowScorer(lm, side, Impairment("zero"), memory=memory)
-    logprob, right = scorer.values(["logprob", "accuracy"], RowPlan(np.arange(len(side))), cluster=())
-    return [
-        replace(prompt, logprob=round(float(value), 4), known=bool(hit))
-        for prompt, value, hit in zip(side, logprob, right, strict=True)
-    ]
 
 
 def summarise(scored: list[Prompt]) -> dict[str, dict[str, float]]:

