@@ -26,7 +26,7 @@ _WHERE = {
     "estimate": "shapley.runs",
     "ScoreFile": "shapley.store",
     "Cluster": "shapley.clusters",
-    "footprint": "shapley.hf.footprint",
+    "footprint": "shapley.footprint",
     "sweep": "shapley.sweeps",
     "ShapleyError": "shapley.errors",
 }

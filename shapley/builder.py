@@ -30,8 +30,9 @@ LEAST_TOKENS = 8
 EMBEDDED = {"embedded": PASSAGES, "embedded-comments": COMMENTS}
 HUB = {  # name -> (data set, split, text column, label column)
     "fancyzhx/dbpedia_14": ("fancyzhx/dbpedia_14", "test", "content", "label"),
-    "toxic-comments": ("OxAISH-AL-LLM/wiki_toxic", "test", "comment_text", "label"),
+    "toxic-comments": ("google/civil_comments", "test", "text", "toxicity"),
 }
+_TOXIC = 0.5  # of the raters, as the data set's authors draw the line
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"']?\s+(?=[\"'(]?[A-Z0-9])")
 _STEM_ENDINGS = re.compile(r"(?:ing|ed|es|er|s)$")
 
@@ -96,8 +97,9 @@ def _read_hub(name: str) -> list[tuple[str, str]]:
         rows = load_dataset(data_set, split=split)
     except Exception as error:  # whatever the hub client raises without a network
         raise ShapleyError(f"cannot fetch {data_set}: {type(error).__name__}: {error}") from error
-    labels = getattr(rows.features[label_column], "names", None) or ["harmless", "toxic"]
-    return [(labels[row[label_column]], row[text_column]) for row in rows]
+    names = getattr(rows.features[label_column], "names", None)
+    topics = [names[label] if names else ("toxic" if label >= _TOXIC else "harmless") for label in rows[label_column]]
+    return list(zip(topics, rows[text_column], strict=True))
 
 
 def build_prompts(

@@ -59,7 +59,9 @@ def run_demo(out: Path, *, resume: bool, say: Callable[[str], None], argv: Seque
     clock.done(f"{lm.sites.n_layers} layers x {lm.sites.d_mlp} MLP neurons = {n_players:,} players, on {lm.device}")
 
     prompts = out / "prompts.jsonl"
-    clock.step("2/6 build keyword prompts from the embedded corpus and score them on the untouched model (half a minute)")
+    clock.step(
+        "2/6 build keyword prompts from the embedded corpus and score them on the untouched model (half a minute)"
+    )
     if not (resume and prompts.exists() and held_out_path(prompts).exists()):
         _write_prompts(lm, prompts)
     selection, held_out = read_prompts(prompts), read_prompts(held_out_path(prompts))

@@ -112,6 +112,10 @@ def _parse(line: str, where: str) -> Prompt:
     for name in ("topic", "prompt", "answer"):
         if not isinstance(record.get(name), str) or not record[name].strip():
             raise ShapleyError(f"{where}: field {name!r} is missing or is not a text")
+    if "/" in record["topic"] or record["topic"] in (".", ".."):
+        raise ShapleyError(
+            f"{where}: topic {record['topic']!r} cannot name a group of a score file: leave out the slash"
+        )
     known, logprob = record.get("known"), record.get("logprob")
     return Prompt(
         record["topic"],

@@ -95,10 +95,17 @@ def _content(run: Run) -> dict[str, Any]:
         "agreement": {topic: split_half(run.scores, topic) for topic in topics},
         "overlap": _overlap(grids),
         "clusters": {name: (len(cluster), dict(cluster.rule)) for name, cluster in run.clusters.items()},
-        "leading": None if leading is None else _image(specificity_figure(leading, _cluster_topics(leading)), "Specificity"),
+        "leading": None
+        if leading is None
+        else _image(specificity_figure(leading, _cluster_topics(leading)), "Specificity"),
         "leading_sweep": leading,
         "sweeps": [
-            (name, sweep, _image(sweep_figure(sweep), name), _image(sweep_figure(sweep, "accuracy"), f"{name}, accuracy"))
+            (
+                name,
+                sweep,
+                _image(sweep_figure(sweep), name),
+                _image(sweep_figure(sweep, "accuracy"), f"{name}, accuracy"),
+            )
             for name, sweep in run.sweeps.items()
         ],
         "hypothesis_a": hypothesis_a(run.sweeps),
@@ -181,7 +188,14 @@ def hypothesis_a(sweeps: dict[str, Sweep]) -> list[dict[str, Any]]:
             line = curve(sweep, topic, cluster)
             rho = float(stats.spearmanr(line.strengths, line.mean).statistic)
             rows.append(
-                {"sweep": name, "topic": topic, "rho": rho, "first": line.mean[0], "last": line.mean[-1], "follows": rho <= -0.8}
+                {
+                    "sweep": name,
+                    "topic": topic,
+                    "rho": rho,
+                    "first": line.mean[0],
+                    "last": line.mean[-1],
+                    "follows": rho <= -0.8,
+                }
             )
     return rows
 

@@ -67,23 +67,26 @@ def estimate(
     model = describe(lm)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     check_output(out, resume=resume, overwrite=overwrite)
-    if overwrite:
-        checkpoint.unlink(missing_ok=True)
     keep = resume and out.exists()
     done: list[str] = []
     if keep:
         existing = ScoreFile(out)
         existing.check_model(model)
         done = existing.topics
-    # Every game is built before any is played, so that a bad prompt of the last topic costs nothing.
+    # Every game and estimator is built before any is played, so that what is wrong with the last topic costs nothing.
     games = {
         topic: NeuronGame(lm, prompts, impairment, value=value, layers=layers, dtype=dtype, memory=memory)
         for topic, prompts in topics.items()
     }
+    for game in games.values():
+        build(plan, game)
+    if overwrite:
+        out.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
     for topic, game in games.items():
         settings = _settings(game, plan, model)
         if topic in done:
-            _check_same(settings, json.loads(ScoreFile(out).attrs(topic)["settings"]), f"topic {topic!r} in {out}")
+            check_same(settings, json.loads(ScoreFile(out).attrs(topic)["settings"]), f"topic {topic!r} in {out}")
             say(f"{topic}: already in {out}", show=show)
             continue
         estimator, reason = build(plan, game, key=topic)
@@ -91,8 +94,13 @@ def estimate(
         if resume and checkpoint.exists():
             saved, state = read_checkpoint(checkpoint)
             record = json.loads(saved)
+            if record["topic"] not in topics:
+                raise ShapleyError(
+                    f"cannot resume: {checkpoint} holds the work on topic {record['topic']!r}, which would be lost; "
+                    f"ask for it too, or delete the checkpoint"
+                )
             if record["topic"] == topic:
-                _check_same(settings, record["settings"], str(checkpoint))
+                check_same(settings, record["settings"], str(checkpoint))
                 seconds = record["seconds"]
                 estimator.load(state)
         say(
@@ -159,7 +167,8 @@ def _settings(game: NeuronGame, plan: Plan, model: Mapping[str, Any]) -> dict[st
     }
 
 
-def _check_same(now: dict[str, Any], before: dict[str, Any], where: str) -> None:
+def check_same(now: Mapping[str, Any], before: Mapping[str, Any], where: str) -> None:
+    """Raises ShapleyError when the settings of the work to go on with are others than before."""
     for name, value in now.items():
         if before.get(name) != value:
             raise ShapleyError(

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +18,15 @@ import torch
 from shapley import __version__
 from shapley.clusters import Cluster, random_like
 from shapley.errors import ShapleyError
+from shapley.footprint import footprint
 from shapley.game import game_dtypes
-from shapley.hf.footprint import footprint
 from shapley.hf.load import LanguageModel, describe
 from shapley.hf.scoring import RowPlan, RowScorer
 from shapley.impairment import Impairment
-from shapley.progress import Progress
+from shapley.progress import Progress, say
 from shapley.prompts import TopicPrompts
 from shapley.records import METRICS, Sweep, read_sweep, write_sweep
-from shapley.runs import CHECKPOINT_SECONDS, check_output
+from shapley.runs import CHECKPOINT_SECONDS, check_output, check_same
 from shapley.store import read_checkpoint, write_checkpoint
 from shapley.types import FloatArray
 
@@ -67,28 +68,29 @@ def sweep(
     out = Path(out)
     check_output(out, resume=resume, overwrite=overwrite)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    if overwrite:
-        checkpoint.unlink(missing_ok=True)
-    if resume and out.exists():
-        return read_sweep(out)
     levels = np.array(sorted({0.0, *map(float, strengths)}))
-    arms = _arms(lm, clusters, impairment, n_random)
+    arms = _arms(lm, clusters, impairment, n_random, show)
     prompts = [prompt for topic in topics.values() for prompt in topic.prompts]
     scorer = RowScorer(lm, prompts, impairment, memory=memory)
     _, compute = game_dtypes(dtype, lm.device)
     n_seeds = n_seeds if impairment.is_random else 1
-    settings = json.dumps(
-        {
-            "model": lm.fingerprint,
-            "prompts": [topic.sha256 for topic in topics.values()],
-            "clusters": {name: None if arm is None else list(arm.neurons) for name, arm in arms.items()},
-            "impairment": impairment.to_json(),
-            "strengths": levels.tolist(),
-            "seeds": n_seeds,
-            "dtype": str(compute),
-            "version": __version__,
-        }
-    )
+    settings = {
+        "model": lm.fingerprint,
+        "prompts": {topic: group.sha256 for topic, group in topics.items()},
+        "clusters": {name: None if arm is None else [list(pair) for pair in arm.neurons] for name, arm in arms.items()},
+        "impairment": json.loads(impairment.to_json()),
+        "strengths": levels.tolist(),
+        "seeds": n_seeds,
+        "dtype": str(compute),
+        "version": __version__,
+    }
+    if resume and out.exists():
+        done = read_sweep(out)
+        check_same(settings, json.loads(done.attrs["settings"]), str(out))
+        return done
+    if overwrite:
+        out.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
     start = time.monotonic()
     values = _measure(scorer, list(arms.values()), levels, n_seeds, compute, checkpoint, settings, resume, show)
     attrs = {
@@ -96,7 +98,7 @@ def sweep(
         "forward_rows": scorer.forward_rows,
         "package_version": __version__,
         "argv": json.dumps(list(argv)),
-        "settings": settings,
+        "settings": json.dumps(settings),
         **{f"model_{name}": value for name, value in describe(lm).items()},
     }
     result = Sweep(
@@ -120,7 +122,7 @@ def _measure(
     n_seeds: int,
     dtype: torch.dtype,
     checkpoint: Path,
-    settings: str,
+    settings: dict[str, Any],
     resume: bool,
     show: bool,
 ) -> FloatArray:
@@ -130,14 +132,11 @@ def _measure(
     finished = 0
     if resume and checkpoint.exists():
         saved, state = read_checkpoint(checkpoint)
-        if saved != settings:
-            raise ShapleyError(
-                f"cannot resume: {checkpoint} was made with other settings; use the same, or --overwrite"
-            )
+        check_same(settings, json.loads(saved), str(checkpoint))
         values, finished = state["values"], int(state["finished"])
 
     def save() -> None:
-        write_checkpoint(checkpoint, settings, {"values": values, "finished": np.array(finished)})
+        write_checkpoint(checkpoint, json.dumps(settings), {"values": values, "finished": np.array(finished)})
 
     rows_per_arm = (len(levels) - 1) * n_seeds * n_prompts
     label = f"{scorer.impairment.kind} at {scorer.impairment.site}"
@@ -166,7 +165,7 @@ def _measure(
 
 
 def _arms(
-    lm: LanguageModel, clusters: Mapping[str, Cluster | None], impairment: Impairment, n_random: int
+    lm: LanguageModel, clusters: Mapping[str, Cluster | None], impairment: Impairment, n_random: int, show: bool
 ) -> dict[str, Cluster | None]:
     """The clusters at the impairment's site, each followed by its random controls."""
     arms: dict[str, Cluster | None] = {}
@@ -177,6 +176,11 @@ def _arms(
             continue
         cluster.check_model(describe(lm), f"cluster {name!r}")
         placed = footprint(lm, cluster, impairment.site)
+        if placed is not cluster:
+            say(
+                f"{name}: {len(cluster)} neurons act at {impairment.site} by {len(placed)} dimensions, their footprint",
+                show=show,
+            )
         arms[name] = placed
         for draw in range(1, n_random + 1):
             arms[f"{name}/random-{draw}"] = random_like(placed, shape, impairment.seed, draw)

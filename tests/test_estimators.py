@@ -186,7 +186,7 @@ class TestChoice:
     @pytest.mark.parametrize("name", ["permutation", "gradient", "tmab"])
     def test_budget_is_an_upper_bound(self, name):
         game = random_multilinear(24, 0)
-        estimator, _ = build(Plan(estimator=name, budget=700, top_k=5), game)
+        estimator, _ = build(Plan(estimator=name, budget=700, top_k=5 if name == "tmab" else None), game)
         assert 300 < estimator.run().forward_rows <= 700
 
     def test_refusals_name_what_is_wrong(self):

@@ -17,7 +17,10 @@ from shapley.impairment import KINDS, Impairment, impaired
 from tests.tiny import FAMILIES, tiny_lm, tiny_model
 
 IDS = torch.tensor([[5, 9, 21, 33, 8, 40], [11, 7, 30, 12, 44, 9]])
-TEXTS = ["the player won his last race in the old city", "the singer sold a small guitar with her band to a company"] * 3
+TEXTS = [
+    "the player won his last race in the old city",
+    "the singer sold a small guitar with her band to a company",
+] * 3
 
 
 def logits(model, ids=IDS, **options):
@@ -34,7 +37,15 @@ class TestFormulas:
 
     @pytest.mark.parametrize(
         ("kind", "expected"),
-        [("noise", 3.1), ("negative-noise", 2.35), ("shift", 2.25), ("scale", 1.5), ("zero", 1.5), ("mean", 1.0), ("resample", 1.0)],
+        [
+            ("noise", 3.1),
+            ("negative-noise", 2.35),
+            ("shift", 2.25),
+            ("scale", 1.5),
+            ("zero", 1.5),
+            ("mean", 1.0),
+            ("resample", 1.0),
+        ],
     )
     def test_kinds(self, kind, expected):
         assert impaired(kind, self.x, self.s, self.e, self.top, self.target) == pytest.approx(expected)
@@ -127,14 +138,23 @@ def test_generate_is_impaired_on_every_decode_step(family, kind):
     impairment = Impairment(kind, strength=0.7, scope="token")
     ids = IDS[:1]
     with impair(model, impairment):
-        fast = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
+        fast = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=6,
+            min_new_tokens=6,
+            do_sample=False,
+            pad_token_id=0,
+        )
         slow = ids
         for _ in range(6):
             scores = logits(model, slow)[:, -1]
             scores[:, 2] = -torch.inf  # min_new_tokens forbids the end
             slow = torch.cat([slow, scores.argmax(1, keepdim=True)], dim=1)
     assert fast.tolist() == slow.tolist()
-    untouched = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
+    untouched = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0
+    )
     assert hooks_of(model) == 0
     assert fast.shape == untouched.shape
 
@@ -267,7 +287,9 @@ class TestStatistics:
         found = self.lm.statistics(site, TEXTS)
         torch.testing.assert_close(found.mean, rows.mean(dim=1), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found.std, rows.std(dim=1, unbiased=False), atol=1e-5, rtol=1e-3)
-        torch.testing.assert_close(found.site_std, rows.var(dim=1, unbiased=False).mean(dim=1).sqrt(), atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(
+            found.site_std, rows.var(dim=1, unbiased=False).mean(dim=1).sqrt(), atol=1e-5, rtol=1e-3
+        )
         assert (found.donors[:, :, None] == rows[:, None]).all(-1).any(-1).float().mean() > 0.5
 
     def test_they_are_cached_by_model_site_and_text(self, tmp_path):

@@ -34,7 +34,9 @@ def main() -> None:
     lm = load_model(options.model)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(100, 40_000, (options.rows, options.tokens), generator=generator).to(lm.device)
-    print(f"{options.model} on {lm.device} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads), ")
+    print(
+        f"{options.model} on {lm.device} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads), "
+    )
     print(f"{options.rows} rows of {options.tokens} tokens, medians of {options.repeats}")
     print(f"{'what':<22}{'dtype':<10}{'bare s':>8}{'hooked s':>10}{'speed, hooked / bare':>22}")
     for dtype in {torch.float32: None, fast_dtype(lm.device): None}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,14 @@ from shapley.values import VALUES
 @click.option("--semivalue", default="shapley", show_default=True, help="shapley, banzhaf or beta(a,b).")
 @click.option("--samples", type=int, help="Permutations (permutation, tmab) or coalitions (gradient).")
 @click.option("--budget", type=int, help=f"At most so many forward rows a topic. [default: {DEFAULT_BUDGET}]")
-@click.option("--top-k", default=100, show_default=True, help="How many players tmab separates from the rest.")
-@click.option("--delta", default=0.05, show_default=True, help="Failure probability of tmab's bounds.")
+@click.option(
+    "--top-k", type=int, help="How many players tmab separates from the rest. [default: a tenth, at most 100]"
+)
+@click.option("--delta", type=float, help="Failure probability of tmab's bounds. [default: 0.05]")
 @click.option(
     "--bound",
     type=click.Choice(["valid", "asymptotic", "published"]),
-    default="valid",
-    show_default=True,
-    help="Of tmab: over all players and looks; as the central limit theorem has it; as published.",
+    help="Of tmab: over all players and looks; as the central limit theorem has it; as published. [default: valid]",
 )
 @click.option("--truncation", type=float, help="Stop a permutation within this fraction of v(N) - v(0) of v(0).")
 @click.option("--seed", default=0, show_default=True)
@@ -49,6 +50,7 @@ from shapley.values import VALUES
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
 )
 @output_options
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def estimate(
     model: str,
     device: str,
@@ -64,6 +66,7 @@ def estimate(
     dtype: str,
     resume: bool,
     overwrite: bool,
+    as_json: bool,
     **rest: Any,
 ) -> None:
     """Score every neuron for every topic of a prompts file."""
@@ -97,6 +100,9 @@ def estimate(
         overwrite=overwrite,
         argv=command_line(),
     )
+    if as_json:
+        click.echo(json.dumps({"scores": str(out), "topics": {topic: scores.attrs(topic) for topic in by_topic}}))
+        return
     for topic in by_topic:
         attrs = scores.attrs(topic)
         click.echo(

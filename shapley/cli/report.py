@@ -9,7 +9,9 @@ import click
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write the page. [default: DIRECTORY/report.html]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where to write the page. [default: DIRECTORY/report.html]"
+)
 def report(directory: Path, out: Path | None) -> None:
     """Make one HTML page from the score file, clusters, prompts and sweeps in DIRECTORY."""
     from shapley.report import write_report

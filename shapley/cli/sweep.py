@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from shapley.errors import ShapleyError
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
 )
 @output_options
+@click.option("--json", "as_json", is_flag=True, help="Print the mean curves as JSON.")
 def sweep(
     model: str,
     device: str,
@@ -64,6 +66,7 @@ def sweep(
     dtype: str,
     resume: bool,
     overwrite: bool,
+    as_json: bool,
     **rest: Any,
 ) -> None:
     """Impair clusters by degrees and measure every topic."""
@@ -82,7 +85,7 @@ def sweep(
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ShapleyError(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf")
     limit = parse_memory(memory)
-    from shapley.records import parse_strengths
+    from shapley.records import METRICS, parse_strengths
 
     levels = parse_strengths(strength)
     from shapley.hf.load import load_model
@@ -104,13 +107,23 @@ def sweep(
         overwrite=overwrite,
         argv=command_line(),
     )
-    for name in result.clusters:
-        for topic in result.records:
-            curve = result.metric(topic, name).mean(axis=(1, 2))
-            click.echo(f"{name}: {topic}: mean log-probability " + " ".join(f"{value:.2f}" for value in curve))
     if plot is not None:
         from shapley.plots import save, sweep_figure
 
         save(sweep_figure(result), plot)
-        click.echo(f"curves in {plot}")
-    click.echo(f"records in {out}")
+    curves = {
+        name: {
+            topic: {metric: result.metric(topic, name, metric).mean(axis=(1, 2)).tolist() for metric in METRICS}
+            for topic in result.records
+        }
+        for name in result.clusters
+    }
+    if as_json:
+        click.echo(json.dumps({"records": str(out), "strengths": result.strengths.tolist(), "curves": curves}))
+        return
+    click.echo("strength " + " ".join(f"{strength:g}" for strength in result.strengths))
+    for name, topics_of in curves.items():
+        for topic, means in topics_of.items():
+            line = " ".join(f"{value:.2f}" for value in means["logprob"])
+            click.echo(f"{name}: {topic}: mean log-probability {line}")
+    click.echo(f"records in {out}" + (f", curves in {plot}" if plot else ""))

@@ -92,12 +92,11 @@ class Estimator(ABC):
         semivalue: what is estimated.
         seed: of all draws.
         key: the game's name, for draws that must differ between games.
-        n_units: how many units to run, at most.
-        samples_per_unit: how many of what ``--samples`` counts are in a unit.
-        rows_per_unit: forward rows of a unit, at most.
+        samples: how many to take, at most; rounded up to whole units.
     """
 
     name: ClassVar[str]
+    options: ClassVar[frozenset[str]] = frozenset()  # those of ``Plan`` that only some estimators have
 
     def __init__(
         self,
@@ -106,21 +105,23 @@ class Estimator(ABC):
         semivalue: Semivalue,
         seed: int,
         key: str,
-        n_units: int,
-        samples_per_unit: int,
-        rows_per_unit: int,
+        samples: int,
     ) -> None:
         self.game = game
         self.semivalue = semivalue
         self.seed = seed
         self.key = key
-        self.n_units = n_units
-        self.samples_per_unit = samples_per_unit
-        self.rows_per_unit = rows_per_unit
+        self.samples_per_unit, self.rows_per_unit = self.unit_cost(game)
+        self.n_units = max(1, -(-samples // self.samples_per_unit))
         self.unit = 0
         self.moments = self._new_moments()
         self.value_full, self.value_empty = np.nan, np.nan
         self._earlier_rows = 0
+
+    @classmethod
+    @abstractmethod
+    def unit_cost(cls, game: Game) -> tuple[int, int]:
+        """How many of what ``--samples`` counts are in a unit, and its forward rows, at most."""
 
     @abstractmethod
     def advance(self) -> Any:

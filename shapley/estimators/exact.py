@@ -22,7 +22,7 @@ _CHUNK = 1024
 
 
 class Exact(Estimator):
-    """Enumeration; ``samples`` counts noise draws (1 where the game is deterministic)."""
+    """``samples`` counts noise draws (1 where the game is deterministic)."""
 
     name: ClassVar[str] = "exact"
 
@@ -32,35 +32,29 @@ class Exact(Estimator):
         n = game.n_players
         if n > MAX_PLAYERS:
             raise ShapleyError(f"estimator 'exact' enumerates 2^n coalitions: {n} players are more than {MAX_PLAYERS}")
-        n_draws = (samples or 8) if game.stochastic else 1
-        self._chunks = -(-(1 << n) // _CHUNK)
-        self._values: FloatArray = np.full(1 << n, np.nan)
+        self._values: FloatArray = np.full(1 << n, np.nan)  # of the draw at work, indexed by coalition code
         super().__init__(
             game,
             semivalue=semivalue,
             seed=seed,
             key=key,
-            n_units=n_draws * self._chunks,
-            samples_per_unit=1,
-            rows_per_unit=min(_CHUNK, 1 << n) * game.n_prompts,
+            samples=(samples or 8) if game.stochastic else 1,
         )
 
-    def advance(self) -> FloatArray:
-        """Evaluate a chunk of coalitions."""
-        draw, _ = divmod(self.unit, self._chunks)
-        codes = self._codes()
-        return self.game.values(members(codes, self.game.n_players), draws=np.full(len(codes), draw))
+    @classmethod
+    def unit_cost(cls, game: Game) -> tuple[int, int]:
+        return 1, (1 << game.n_players) * game.n_prompts
+
+    def advance(self) -> FloatArray | None:
+        """Evaluate a chunk of coalitions; after a draw's last, its scores ``[n]``."""
+        codes = np.flatnonzero(np.isnan(self._values))[:_CHUNK]
+        draws = np.full(len(codes), self.unit)
+        self._values[codes] = self.game.values(members(codes, self.game.n_players), draws=draws)
+        return None if np.isnan(self._values[-1]) else enumerate_semivalue(self._values, self.semivalue)
 
     def add(self, sample: FloatArray) -> None:
-        """Keep the chunk; after a draw's last, score the draw."""
-        draw, chunk = divmod(self.unit, self._chunks)
-        self._values[self._codes()] = sample
-        if chunk == self._chunks - 1:
-            self.moments.add(enumerate_semivalue(self._values, self.semivalue), replicate=draw)
-
-    def _codes(self) -> IntArray:
-        chunk = self.unit % self._chunks
-        return np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self._values)))
+        self.moments.add(sample, replicate=self.unit)
+        self._values[:] = np.nan
 
     def state(self) -> dict[str, np.ndarray]:
         return super().state() | {"values": self._values}

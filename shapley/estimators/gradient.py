@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from shapley.estimators.base import DifferentiableGame, Estimator
+from shapley.estimators.base import DifferentiableGame, Estimator, Game
 from shapley.estimators.semivalue import Semivalue
 from shapley.keyed import keyed_rng
 from shapley.types import BoolArray, FloatArray
@@ -40,11 +40,13 @@ class Gradient(Estimator):
             semivalue=semivalue,
             seed=seed,
             key=key,
-            n_units=max(1, -(-samples // ROWS_PER_UNIT)),
-            samples_per_unit=ROWS_PER_UNIT,
-            rows_per_unit=3 * ROWS_PER_UNIT,
+            samples=samples,
         )
         self._differentiable = game
+
+    @classmethod
+    def unit_cost(cls, game: Game) -> tuple[int, int]:
+        return ROWS_PER_UNIT, 3 * ROWS_PER_UNIT
 
     def advance(self) -> FloatArray:
         coalitions = antithetic_coalitions(self.game.n_players, self.semivalue, self.seed, self.unit)

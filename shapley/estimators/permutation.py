@@ -25,6 +25,7 @@ class Permutation(Estimator):
     """``samples`` counts permutations; they come in pairs."""
 
     name: ClassVar[str] = "permutation"
+    options: ClassVar[frozenset[str]] = frozenset({"truncation"})
 
     def __init__(
         self,
@@ -45,10 +46,12 @@ class Permutation(Estimator):
             semivalue=semivalue,
             seed=seed,
             key=key,
-            n_units=max(1, -(-samples // 2)),
-            samples_per_unit=2,
-            rows_per_unit=2 * n * game.n_prompts,
+            samples=samples,
         )
+
+    @classmethod
+    def unit_cost(cls, game: Game) -> tuple[int, int]:
+        return 2, 2 * game.n_players * game.n_prompts
 
     def advance(self) -> tuple[FloatArray, IntArray] | None:
         """A chunk of the unit's walks; at their end the players' mean marginals ``[n]`` and how many of the two each has."""

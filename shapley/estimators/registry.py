@@ -8,8 +8,8 @@ from typing import Any
 from shapley.errors import ShapleyError, unknown_name
 from shapley.estimators.base import Estimator, Game, ends_rows
 from shapley.estimators.bounds import BoundName
-from shapley.estimators.exact import Exact
-from shapley.estimators.gradient import ROWS_PER_UNIT, Gradient
+from shapley.estimators.exact import MAX_PLAYERS, Exact
+from shapley.estimators.gradient import Gradient
 from shapley.estimators.permutation import Permutation
 from shapley.estimators.semivalue import Semivalue
 from shapley.estimators.tmab import Tmab
@@ -17,6 +17,7 @@ from shapley.estimators.tmab import Tmab
 ESTIMATORS: dict[str, type[Estimator]] = {
     estimator.name: estimator for estimator in (Exact, Permutation, Tmab, Gradient)
 }
+_SPECIAL = ("top_k", "delta", "bound", "truncation")
 DEFAULT_BUDGET = 3072  # forward rows a topic: 1,024 gradient rows, three minutes for 135M parameters on two cores
 
 
@@ -30,15 +31,17 @@ class Plan:
         budget: upper bound on forward rows of one topic.
         top_k, delta, bound: for ``tmab``: how many players to separate, with what probability of failure.
         truncation: for ``permutation`` and ``tmab``: a fraction of v(N) - v(0).
+
+    What is ``None`` is left to the estimator.
     """
 
     estimator: str = "auto"
     semivalue: str = "shapley"
     samples: int | None = None
     budget: int | None = None
-    top_k: int = 100
-    delta: float = 0.05
-    bound: BoundName = "valid"
+    top_k: int | None = None
+    delta: float | None = None
+    bound: BoundName | None = None
     truncation: float | None = None
     seed: int = 0
 
@@ -49,7 +52,7 @@ class Plan:
         for name, number in (("samples", self.samples), ("budget", self.budget), ("top-k", self.top_k)):
             if number is not None and number < 1:
                 raise ShapleyError(f"--{name} {number} must be at least 1")
-        if not 0 < self.delta < 1:
+        if self.delta is not None and not 0 < self.delta < 1:
             raise ShapleyError(f"--delta {self.delta} must lie between 0 and 1")
         if self.truncation is not None and not 0 <= self.truncation < 1:
             raise ShapleyError(f"--truncation {self.truncation} must be at least 0 and less than 1")
@@ -78,42 +81,38 @@ def build(plan: Plan, game: Game, key: str = "") -> tuple[Estimator, str]:
     """The estimator of a plan, and why it is this one.
 
     Raises:
-        ShapleyError: the estimator cannot play this game, or the budget does not hold one unit of its work.
+        ShapleyError: the estimator cannot play this game or has no such option, or the budget does not hold one unit of
+            its work.
     """
     name, reason = choose(plan, game)
-    options: dict[str, Any] = {"semivalue": Semivalue.parse(plan.semivalue), "seed": plan.seed, "key": key}
+    kind = ESTIMATORS[name]
     if name == "gradient" and not getattr(game, "differentiable", True):
         raise ShapleyError("estimator 'gradient' needs a value with a gradient: use --value logprob, loss or margin")
-    if name in ("permutation", "tmab"):
-        options["truncation"] = plan.truncation if name == "tmab" else plan.truncation or 0.0
-    if name == "tmab":
-        options |= {"top_k": plan.top_k, "delta": plan.delta, "bound": plan.bound}
+    special = {option: getattr(plan, option) for option in _SPECIAL if getattr(plan, option) is not None}
+    for option in special.keys() - kind.options:
+        raise ShapleyError(f"estimator {name!r} ({reason}) has no --{option.replace('_', '-')}: leave it out")
+    options: dict[str, Any] = {"semivalue": Semivalue.parse(plan.semivalue), "seed": plan.seed, "key": key, **special}
+    if name == "exact" and game.n_players > MAX_PLAYERS:
+        return kind(game, **options), reason  # which refuses
     samples = plan.samples
-    ends = ends_rows(game)
     if samples is None or plan.budget is not None:
-        unit_samples, unit_rows = _unit_cost(name, game)
-        affordable = (_budget(plan) - ends) // unit_rows * unit_samples
-        if plan.budget is not None and affordable < 1:
-            raise ShapleyError(
-                f"--budget {plan.budget} is too small: the two ends and one unit of {name!r} cost {ends + unit_rows} "
-                f"forward rows for {game.n_players} players and {game.n_prompts} prompts"
-            )
-        affordable = max(affordable, unit_samples)
+        affordable = _affordable(name, plan, game)
         samples = affordable if samples is None else min(samples, affordable)
-    if name != "exact" or game.stochastic:
-        options["samples"] = samples
-    return ESTIMATORS[name](game, **options), reason
+    return kind(game, **options, samples=samples), reason
+
+
+def _affordable(name: str, plan: Plan, game: Game) -> int:
+    """How many samples the budget holds."""
+    ends = ends_rows(game)
+    unit_samples, unit_rows = ESTIMATORS[name].unit_cost(game)
+    units = (_budget(plan) - ends) // unit_rows
+    if units < 1:
+        raise ShapleyError(
+            f"{_budget(plan)} forward rows are too few: the two ends and one unit of {name!r} cost {ends + unit_rows} for "
+            f"{game.n_players} players and {game.n_prompts} prompts; give a larger --budget or --samples"
+        )
+    return int(units * unit_samples)
 
 
 def _budget(plan: Plan) -> int:
     return plan.budget or DEFAULT_BUDGET
-
-
-def _unit_cost(name: str, game: Game) -> tuple[int, int]:
-    """Samples and forward rows of one unit, at most."""
-    if name == "gradient":
-        return ROWS_PER_UNIT, 3 * ROWS_PER_UNIT
-    if name == "exact":
-        return 1, (1 << game.n_players) * game.n_prompts
-    per_permutation = game.n_players * game.n_prompts
-    return (2, 2 * per_permutation) if name == "permutation" else (1, per_permutation)

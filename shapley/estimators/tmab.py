@@ -32,9 +32,17 @@ PUBLISHED_TRUNCATION = 0.2
 
 
 class Tmab(Estimator):
-    """``samples`` counts permutations, and is the most that will be drawn."""
+    """``samples`` counts permutations, and is the most that will be drawn.
+
+    Args:
+        top_k: how many players to separate from the rest; a tenth of all, at most 100, by default.
+        delta: the chance that what is said of the top k is wrong.
+        bound: a name in ``bounds``.
+        truncation: a fraction of v(N) - v(0); none by default, 0.2 as published.
+    """
 
     name: ClassVar[str] = "tmab"
+    options: ClassVar[frozenset[str]] = frozenset({"top_k", "delta", "bound", "truncation"})
 
     def __init__(
         self,
@@ -44,11 +52,13 @@ class Tmab(Estimator):
         seed: int = 0,
         key: str = "",
         samples: int = 100,
-        top_k: int = 100,
+        top_k: int | None = None,
         delta: float = 0.05,
         bound: BoundName = "valid",
         truncation: float | None = None,
     ) -> None:
+        if top_k is None:
+            top_k = min(100, -(-game.n_players // 10))
         if not 0 < top_k < game.n_players:
             raise ShapleyError(f"--top-k {top_k} must be at least 1 and less than the {game.n_players} players")
         if bound not in ("valid", "asymptotic", "published"):
@@ -61,9 +71,7 @@ class Tmab(Estimator):
             semivalue=semivalue,
             seed=seed,
             key=key,
-            n_units=samples,
-            samples_per_unit=1,
-            rows_per_unit=n * game.n_prompts,
+            samples=samples,
         )
         self._weight = n * semivalue.size_law(n)
         self._walk_values: FloatArray = np.full((1, n + 1), np.nan)
@@ -71,6 +79,10 @@ class Tmab(Estimator):
         self._span = 2 * (high - low) * float(self._weight.max())
         self._undecided: BoolArray = np.ones(n, dtype=bool)
         self._in_range = True
+
+    @classmethod
+    def unit_cost(cls, game: Game) -> tuple[int, int]:
+        return 1, game.n_players * game.n_prompts
 
     @property
     def finished(self) -> bool:

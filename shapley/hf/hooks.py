@@ -179,7 +179,7 @@ class _Forward:
         self.shape = (0, 0)
         self.valid: Tensor | None = None
         self.keys: Tensor | None = None  # one row for each distinct (prompt, draw)
-        self.inverse: Tensor | None = None  # [rows] -> row of keys
+        self.inverse: Tensor | None = None  # [rows] -> row of keys; None where every row has its own, in order
         self.strength: Tensor | float = impairment.strength
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -207,7 +207,8 @@ class _Forward:
         keys = noise.token_keys(self._per_row(row_keys, n_rows, torch.int32, device), positions)
         if self.rows.prompt_keys is None and not tokens.is_floating_point():
             keys = noise.token_keys(keys.reshape(-1), tokens.reshape(-1, 1)).reshape(keys.shape)
-        self.keys, self.inverse = torch.unique(keys, dim=0, return_inverse=True)
+        distinct, inverse = torch.unique(keys, dim=0, return_inverse=True)
+        self.keys, self.inverse = (keys, None) if len(distinct) == n_rows else (distinct, inverse)
 
     @staticmethod
     def _per_row(values: Sequence[Any] | None, n_rows: int, dtype: torch.dtype, device: torch.device) -> Any:
@@ -265,8 +266,10 @@ class _LayerEdit:
         if self.forward.impairment.kind in ("zero", "scale"):
             strength = self.forward.strength
             if isinstance(strength, Tensor):
-                strength = strength[:, 0]
-            return _RowGate.apply(x, intact if strength == 1.0 else 1 - strength * (1 - intact))
+                strength = strength[:, 0]  # [rows, 1]
+            elif strength == 1.0:
+                return _RowGate.apply(x, intact)
+            return _RowGate.apply(x, 1 - strength * (1 - intact))
         gate = intact[:, None].to(x.dtype)
         return gate * x + (1 - gate) * self._impaired(x, every_column=True)
 
@@ -295,7 +298,7 @@ class _LayerEdit:
     def _noise(self, columns: Tensor) -> tuple[Tensor, Tensor | None]:
         """The layer's draw and its maximum over the impairment's scope, both once for each distinct row, then spread."""
         forward, impairment = self.forward, self.forward.impairment
-        assert forward.keys is not None and forward.inverse is not None
+        assert forward.keys is not None
         draw = noise.draw(impairment.distribution, forward.keys, self.layer, columns)
         if impairment.kind == "noise":
             return self._spread(draw), None
@@ -318,9 +321,7 @@ class _LayerEdit:
 
     def _spread(self, distinct: Tensor) -> Tensor:
         inverse = self.forward.inverse
-        assert inverse is not None
-        same = len(distinct) == len(inverse) and bool((inverse[1:] > inverse[:-1]).all())
-        return distinct if same else distinct.index_select(0, inverse)
+        return distinct if inverse is None else distinct.index_select(0, inverse)
 
 
 class _RowGate(torch.autograd.Function):

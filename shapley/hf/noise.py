@@ -30,11 +30,22 @@ def key_of(*parts: object) -> int:
 
 def _mix(x: Tensor) -> Tensor:
     """``lowbias32``, elementwise on int32 (multiplication wraps; the masks make the shifts logical)."""
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * _LOWBIAS_1
-    x = x ^ ((x >> 15) & 0x1FFFF)
-    x = x * _LOWBIAS_2
-    return x ^ ((x >> 16) & 0xFFFF)
+    return _mix_in_place(x.clone())
+
+
+def _mix_in_place(x: Tensor) -> Tensor:
+    shifted = torch.empty_like(x)  # one buffer for all steps: fresh pages would cost more than the arithmetic
+
+    def fold(bits: int) -> None:
+        torch.bitwise_right_shift(x, bits, out=shifted)
+        x.bitwise_xor_(shifted.bitwise_and_((1 << (32 - bits)) - 1))
+
+    fold(16)
+    x.mul_(_LOWBIAS_1)
+    fold(15)
+    x.mul_(_LOWBIAS_2)
+    fold(16)
+    return x
 
 
 def token_keys(row_keys: Tensor, positions: Tensor) -> Tensor:
@@ -42,11 +53,14 @@ def token_keys(row_keys: Tensor, positions: Tensor) -> Tensor:
     return _mix(_mix(row_keys.to(torch.int32))[:, None] ^ _mix(positions.to(torch.int32) + 1))
 
 
-def uniform(keys: Tensor, layer: int, neurons: Tensor) -> Tensor:
-    """Uniform draws in (0, 1): ``[rows, tokens]`` token keys, ``[n]`` neuron indices -> ``[rows, tokens, n]`` float32."""
+def centred(keys: Tensor, layer: int, neurons: Tensor) -> Tensor:
+    """Uniform draws in (-1, 1): ``[rows, tokens]`` token keys, ``[n]`` neuron indices -> ``[rows, tokens, n]`` float32.
+
+    The value is an odd multiple of 2^-24, so the arithmetic is exact and the draws are symmetric about zero.
+    """
     columns = _mix(_mix(neurons.to(torch.int32)) ^ key_of("layer", layer))
-    bits = _mix(keys[..., None] ^ columns)
-    return ((bits >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24 + 2.0**-25
+    bits = _mix_in_place(keys[..., None] ^ columns)
+    return bits.bitwise_right_shift_(8).to(torch.float32).mul_(2.0**-23).add_(2.0**-24)
 
 
 def draw(distribution: Distribution, keys: Tensor, layer: int, neurons: Tensor) -> Tensor:
@@ -55,11 +69,11 @@ def draw(distribution: Distribution, keys: Tensor, layer: int, neurons: Tensor) 
     ``gaussian`` has mean 0 and variance 1; ``uniform`` lies in [-1, 1]; ``clipped_gaussian`` is the gaussian clipped
     to [-1, 1].
     """
-    centred = 2.0 * uniform(keys, layer, neurons) - 1.0
+    uniform = centred(keys, layer, neurons)
     if distribution == "uniform":
-        return centred
-    gaussian = math.sqrt(2.0) * torch.erfinv(centred)
-    return gaussian if distribution == "gaussian" else gaussian.clamp(-1.0, 1.0)
+        return uniform
+    gaussian = uniform.erfinv_().mul_(math.sqrt(2.0))
+    return gaussian if distribution == "gaussian" else gaussian.clamp_(-1.0, 1.0)
 
 
 def choose(keys: Tensor, layer_key: int, n_choices: int) -> Tensor:
