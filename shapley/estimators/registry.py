@@ -8,7 +8,7 @@ from typing import Any
 from shapley.errors import ShapleyError, unknown_name
 from shapley.estimators.base import Estimator, Game, ends_rows
 from shapley.estimators.bounds import BoundName
-from shapley.estimators.exact import MAX_PLAYERS, Exact
+from shapley.estimators.exact import Exact
 from shapley.estimators.gradient import Gradient
 from shapley.estimators.permutation import Permutation
 from shapley.estimators.semivalue import Semivalue
@@ -92,10 +92,8 @@ def build(plan: Plan, game: Game, key: str = "") -> tuple[Estimator, str]:
     for option in special.keys() - kind.options:
         raise ShapleyError(f"estimator {name!r} ({reason}) has no --{option.replace('_', '-')}: leave it out")
     options: dict[str, Any] = {"semivalue": Semivalue.parse(plan.semivalue), "seed": plan.seed, "key": key, **special}
-    if name == "exact" and game.n_players > MAX_PLAYERS:
-        return kind(game, **options), reason  # which refuses
     samples = plan.samples
-    if samples is None or plan.budget is not None:
+    if plan.budget is not None or (samples is None and name != "exact"):  # whoever names 'exact' wants all coalitions
         affordable = _affordable(name, plan, game)
         samples = affordable if samples is None else min(samples, affordable)
     return kind(game, **options, samples=samples), reason
