@@ -111,7 +111,7 @@ def _parse(line: str, where: str) -> Prompt:
         raise ShapleyError(f"{where}: expected an object, found {type(record).__name__}")
     for name in ("topic", "prompt", "answer"):
         if not isinstance(record.get(name), str) or not record[name].strip():
-            raise ShapleyError(f"{where}: field {name!r} is missing or is not a text")
+            raise ShapleyError(f"{where}: field {name!r} is missing, blank or not a text")
     if "/" in record["topic"] or record["topic"] in (".", ".."):
         raise ShapleyError(
             f"{where}: topic {record['topic']!r} cannot name a group of a score file: leave out the slash"

@@ -77,7 +77,7 @@ def test_a_prompt_is_the_keywords_sentence_and_up_to_so_many_before_it(most):
 def test_an_abbreviation_does_not_end_a_sentence(whom):
     firsts = [p for side in built(corpus(whom=whom), max_sentences=1) for p in side if "bridge" in p.prompt]
     assert firsts
-    assert all(re.match(r"At noon \d+ of", prompt.prompt) for prompt in firsts)
+    assert [prompt.prompt for prompt in firsts if not prompt.prompt.startswith("At noon")] == []
 
 
 @pytest.mark.parametrize("end", ["Was it?", "It was!", 'They said "It was."', "It was 1998."])
@@ -85,15 +85,24 @@ def test_what_ends_a_sentence(end):
     documents = {topic: [text.replace("At noon", f"{end} At noon") for text in corpus()[topic]] for topic in OWN}
     firsts = [p for side in built(documents, max_sentences=1) for p in side if "bridge" in p.prompt]
     assert firsts
-    assert all(prompt.prompt.startswith("At noon") for prompt in firsts)
+    assert [prompt.prompt for prompt in firsts if not prompt.prompt.startswith("At noon")] == []
+
+
+@pytest.mark.parametrize("start", ["3 of the clocks struck and at noon", '"At noon', "(At noon", "'At noon"])
+def test_what_starts_a_sentence(start):
+    documents = {topic: [text.replace("At noon", start) for text in corpus()[topic]] for topic in OWN}
+    firsts = [p for side in built(documents, max_sentences=1) for p in side if "bridge" in p.prompt]
+    assert firsts
+    assert [prompt.prompt for prompt in firsts if not prompt.prompt.startswith(start)] == []
 
 
 def test_the_passage_goes_on_with_the_answer_as_a_word():
-    documents = corpus()
+    words = [*OWN["farm"][:3], "barleycorn", *OWN["farm"][3:]]
+    documents = corpus() | {"farm": texts(words, 28)}
     for prompt in [p for side in built(documents) for p in side]:
         rest = source_text(documents, prompt).split(prompt.prompt, 1)[1]
         assert re.match(rf" {prompt.answer.strip()}\b", rest)
-        assert prompt.answer.strip() in OWN[prompt.topic]
+        assert prompt.answer.strip() in {"farm": words}.get(prompt.topic, OWN[prompt.topic])
 
 
 @pytest.mark.parametrize(
@@ -114,8 +123,10 @@ def test_the_passage_goes_on_with_the_answer_as_a_word():
 )
 def test_the_keyword_or_a_form_of_it_is_not_in_the_prompt(keyword, form):
     words = [keyword, *OWN["farm"][1:]]
-    documents = corpus() | {"farm": texts(words)[:12] + texts(words, n=48, road=form)[36:]}
-    answered = [p.prompt for side in built(documents, ["farm"]) for p in side if p.answer == f" {keyword}"]
+    plain, with_form = texts(words, 72), texts(words, 72, road=form)
+    documents = corpus() | {"farm": [with_form[i] if i % 18 == 0 else text for i, text in enumerate(plain)]}
+    sides = [side for seed in range(4) for side in built(documents, ["farm"], seed=seed)]
+    answered = [prompt.prompt for side in sides for prompt in side if prompt.answer == f" {keyword}"]
     assert answered
     assert [prompt for prompt in answered if f" {form} " in prompt] == []
 
@@ -217,7 +228,7 @@ def test_a_corpus_of_one_topic_is_refused():
         built({"farm": corpus()["farm"]}, ["farm"])
 
 
-@pytest.mark.parametrize("own", [["They stood by."] * 30, corpus()["farm"][:1], corpus()["farm"][:5]])
+@pytest.mark.parametrize("own", [["They stood by."] * 30, corpus()["farm"][:5], texts(["walrus"])])
 def test_a_topic_that_yields_nothing_is_refused_by_name(own):
     with pytest.raises(ShapleyError, match=rf"topic 'thin' yields no prompts .*{len(own)} texts"):
         built(corpus() | {"thin": own}, ["sea", "thin"])
@@ -276,9 +287,8 @@ class TestCorpusFiles:
     def test_rows_without_a_topic_or_text_are_left_out(self, tmp_path):
         assert self.read(tmp_path, "topic,text\nsea,One.\n,Two.\nfarm,\nsky,  \nsea\n") == {"sea": ["One."]}
 
-    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-    def test_utf8_is_read_with_and_without_a_byte_order_mark(self, tmp_path, encoding):
-        assert self.read(tmp_path, "topic,text\nsea,Zoë.\n", encoding=encoding) == {"sea": ["Zoë."]}
+    def test_text_is_read_as_utf8(self, tmp_path):
+        assert self.read(tmp_path, "topic,text\nsea,Zoë.\n") == {"sea": ["Zoë."]}
 
     @pytest.mark.parametrize(("header", "missing"), [("topic,body", "text"), ("label,text", "topic"), ("a,b", "text")])
     def test_a_missing_column_is_refused_with_the_header(self, tmp_path, header, missing):

@@ -41,11 +41,16 @@ class TestOrder:
             {"rank": 2, "layer": 1, "neuron": 0, "score": 3.0, "stderr": pytest.approx(0.3)},
         ]
 
+    @pytest.fixture
+    def tied(self):
+        return np.random.default_rng(0).integers(0, 4, (5, 40)).astype(float)
+
+    def test_ties_stay_in_place_in_the_order(self, tied):
+        assert ranking(tied).order().tolist() == sorted(range(200), key=lambda i: -tied.flat[i])
+
     @pytest.mark.parametrize("k", [1, 7, 40, 100])
-    def test_ties_across_the_cut_go_to_the_earlier_neuron(self, k):
-        scores = np.random.default_rng(0).integers(0, 4, (5, 40)).astype(float)
-        expected = sorted(np.ndindex(5, 40), key=lambda place: -scores[place])[:k]
-        assert places(ranking(scores).top(k)) == expected
+    def test_ties_across_the_cut_go_to_the_earlier_neuron(self, tied, k):
+        assert places(ranking(tied).top(k)) == sorted(np.ndindex(5, 40), key=lambda place: -tied[place])[:k]
 
     @pytest.mark.parametrize("k", [0, -1, 7])
     def test_more_than_there_are_or_none_is_refused(self, k):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 
-
 import pytest
 
 from shapley.keywords import topic_keywords

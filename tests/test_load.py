@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from shapley.corpus import reference_texts
 from shapley.errors import ShapleyError
 from shapley.hf.load import LanguageModel, describe, fingerprint, load_model
+from shapley.hf.sites import find_sites, write_weights
 from tests.tiny import tiny_lm, tiny_model, word_tokenizer
 
 IDS = torch.tensor([[5, 9, 21, 33, 8, 40], [11, 7, 30, 12, 44, 9]])
@@ -93,6 +94,11 @@ class TestRefusals:
         torch.save(tiny_model("llama").state_dict(), copied / "pytorch_model.bin")
         assert "pickled .bin weights are not loaded" in refusal(copied)
 
+    def test_pickled_weights_beside_safetensors_of_another_name(self, copied):
+        (copied / "model.safetensors").rename(copied / "other.safetensors")
+        torch.save(tiny_model("llama").state_dict(), copied / "pytorch_model.bin")
+        assert "cannot load model" in refusal(copied)
+
     def test_two_gguf_files(self, tmp_path):
         for name in "ab":
             (tmp_path / f"{name}.gguf").touch()
@@ -102,8 +108,9 @@ class TestRefusals:
         message = refusal(tmp_path / "gone")
         assert f"no model directory at {tmp_path / 'gone'}" in message and "smollm2" in message
 
-    def test_a_file(self, saved):
-        assert "no model directory" in refusal(saved / "config.json")
+    def test_a_file(self, saved, monkeypatch):
+        monkeypatch.chdir(saved)
+        assert "no model directory" in refusal("config.json")
 
     @pytest.mark.parametrize("device", ["banana", "cuda:99"])
     def test_an_unknown_device(self, saved, device):
@@ -160,6 +167,13 @@ class TestFingerprint:
             found.add(fingerprint(changed))
         assert len(found) == len(names) + 1
 
+    def test_it_differs_when_half_of_the_neurons_are_cleared(self):
+        changed = copy.deepcopy(tiny_model("llama"))
+        with torch.no_grad():
+            for block in find_sites(changed).blocks:
+                write_weights(block)[1::2] = 0
+        assert fingerprint(changed) != fingerprint(tiny_model("llama"))
+
     def test_it_does_not_depend_on_where_the_model_lies(self, saved, copied):
         assert load_model(str(saved)).fingerprint == load_model(str(copied)).fingerprint
 
@@ -188,7 +202,12 @@ def test_describe_is_what_files_record(saved):
 
 @pytest.mark.parametrize(
     ("tokens", "expected"),
-    [({"pad_token": "<unk>", "eos_token": "</s>"}, 3), ({"eos_token": "</s>"}, 2), ({"pad_token": "<pad>"}, 0), ({}, 0)],
+    [
+        ({"pad_token": "<unk>", "eos_token": "</s>"}, 3),
+        ({"eos_token": "</s>"}, 2),
+        ({"pad_token": "<pad>"}, 0),
+        ({}, 0),
+    ],
 )
 def test_padding_is_the_pad_token_else_the_end_token_else_zero(tokens, expected):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer().backend_tokenizer, **tokens)

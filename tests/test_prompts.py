@@ -161,7 +161,7 @@ def test_a_field_that_is_missing_or_no_text_is_refused(path, field, value):
     record = LINE | {field: value}
     if value is ...:
         del record[field]
-    with pytest.raises(ShapleyError, match=rf"line 2: field '{field}' is missing or is not a text"):
+    with pytest.raises(ShapleyError, match=rf"line 2: field '{field}' is missing, blank or not a text"):
         read_prompts(written(path, LINE, record))
 
 

@@ -58,8 +58,9 @@ class TestStrengths:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "a,b", "1,,2", "0:1", "0:1:2:3", "0:1:0", "0:1:-0.1", "1:0:0.1", "-1", "-1:1:0.5", "0,nan", "inf"]
-        + ["0:inf:1", "nan:1:0.5", "0:1:nan", "0,1:2", "0:1,2"],
+        "|a,b|1,,2|0:1|0:1:2:3|0:1:0|0:1:-0.1|1:0:0.1|-1|-1:1:0.5|0,nan|inf|0:inf:1|nan:1:0.5|0:1:nan|0,1:2|0:1,2".split(
+            "|"
+        ),
     )
     def test_refusals_repeat_what_was_given(self, text):
         with pytest.raises(ShapleyError) as caught:
@@ -179,7 +180,7 @@ class TestCurve:
 
 
 def drops(*last):
-    """``[cluster, strength, 1, prompt]``: all at -1, but for the last strength, where each cluster's prompts fall by ``last``."""
+    """``[cluster, strength, 1, prompt]``: each cluster's prompts start at -1 and fall by ``last``, half way by half."""
     last = np.array(last, dtype=float)
     values = np.full((len(last), 3, 1, last.shape[1]), -1.0)
     values[:, 2, 0] -= last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -18,7 +18,7 @@ from shapley.cli.options import (
     parse_memory,
 )
 from shapley.estimators.registry import DEFAULT_BUDGET, ESTIMATORS, Plan
-from shapley.values import VALUES
+from shapley.types import ValueName
 
 
 @click.command()
@@ -31,7 +31,7 @@ from shapley.values import VALUES
 @impairment_options
 @click.option("--strength", default="1", show_default=True, help="Of the impairment that takes a player out.")
 @click.option("--layers", help="Layers whose neurons play, as 0-11 or 3,5. [default: all]")
-@click.option("--value", type=click.Choice(VALUES), default="logprob", show_default=True)
+@click.option("--value", type=click.Choice(get_args(ValueName)), default="logprob", show_default=True)
 @click.option("--semivalue", default="shapley", show_default=True, help="shapley, banzhaf or beta(a,b).")
 @click.option("--samples", type=int, help="Permutations (permutation, tmab) or coalitions (gradient).")
 @click.option("--budget", type=int, help=f"At most so many forward rows a topic. [default: {DEFAULT_BUDGET}]")

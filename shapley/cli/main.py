@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from shapley import __version__
-from shapley.errors import ShapleyError
+from shapley.errors import ShapleyError, unknown_name
 
 _COMMANDS = {
     "demo": "shapley.cli.demo",
@@ -29,9 +29,9 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in _COMMANDS:
-            return None
+            raise unknown_name("command", cmd_name, _COMMANDS)
         command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
         return command
 
@@ -45,7 +45,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point: the user's mistakes end in one line on standard error and exit code 2."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="shapley", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
