@@ -4,7 +4,8 @@
 2. In every passage, the text up to a keyword's first lower-case appearance is a candidate: the sentence it stands in and
    up to two before it, at least eight tokens, the keyword (or a form of it) not already in it.
 3. Split by document and by keyword: half of each go to selection, half to the held-out set, and a candidate whose
-   document and keyword fall on different sides is dropped. So neither a text nor an answer is on both sides.
+   document and keyword fall on different sides is dropped. So neither a text nor an answer is on both sides: a word that
+   is a keyword of several topics is left to the one where its evidence is strongest.
 4. Deal out the keywords in turn, so that no frequent one crowds out the others.
 """
 
@@ -34,7 +35,8 @@ HUB = {  # name -> (data set, split, text column, label column)
 }
 _TOXIC = 0.5  # of the raters, as the data set's authors draw the line
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"']?\s+(?=[\"'(]?[A-Z0-9])")
-_STEM_ENDINGS = re.compile(r"(?:ing|ed|es|er|s)$")
+_ABBREVIATION = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|No|vs|Inc|Co|Corp|Ltd|Bros|Gen|Col|Capt)\.$")
+_ENDINGS = re.compile(r"(?:ings?|ied|ies|ed|ers?|es|s|y)$")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def read_corpus(name: str, text_column: str = "text", topic_column: str = "topic
 
 def _read_csv(path: Path, text_column: str, topic_column: str) -> list[tuple[str, str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
             missing = {text_column, topic_column} - set(reader.fieldnames or ())
             if missing:
@@ -132,15 +134,16 @@ def build_prompts(
         raise ShapleyError("a topic's keywords are found against other topics: the corpus holds only one")
     selection: list[Prompt] = []
     held_out: list[Prompt] = []
+    by_topic = _keywords(documents)
     for topic in topics:
-        keywords = [keyword.word for keyword in topic_keywords(documents, topic)]
+        keywords = by_topic[topic]
         found: list[Candidate] = []
         for text in documents[topic]:
             for keyword in keywords:
                 prompt = _prompt_before(text, keyword, max_sentences)
                 if prompt and LEAST_TOKENS <= count_tokens(prompt) <= max_tokens:
                     found.append(Candidate(text, keyword, prompt))
-        sides = _split(topic, found, seed)
+        sides = _split(found, seed)
         if not all(sides):
             raise ShapleyError(
                 f"topic {topic!r} yields no prompts on one side of the split: {len(documents[topic])} texts with "
@@ -151,9 +154,24 @@ def build_prompts(
     return selection, held_out
 
 
+def _keywords(documents: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Every topic's keywords, each word with one topic only."""
+    found = {topic: topic_keywords(documents, topic) for topic in documents}
+    strongest: dict[str, tuple[float, str]] = {}
+    for topic, keywords in found.items():
+        for keyword in keywords:
+            strongest[keyword.word] = max(strongest.get(keyword.word, (0.0, "")), (keyword.z, topic))
+    return {
+        topic: [keyword.word for keyword in keywords if strongest[keyword.word][1] == topic]
+        for topic, keywords in found.items()
+    }
+
+
 def match_on_loss(prompts: Sequence[Prompt], n_bins: int = 8) -> list[Prompt]:
     """Keep the same number of prompts of every topic in each of ``n_bins`` bands of baseline log-probability, so that
     topics are equally hard for the unimpaired model."""
+    if not prompts:
+        return []
     values = np.array([prompt.logprob if prompt.logprob is not None else np.nan for prompt in prompts])
     if np.isnan(values).any():
         raise ShapleyError("topics can be matched on loss only after the model has scored the prompts")
@@ -174,18 +192,23 @@ def _prompt_before(text: str, keyword: str, max_sentences: int) -> str | None:
     if match is None:
         return None
     before = text[: match.start()]
-    starts = [0, *(end.end() for end in _SENTENCE_END.finditer(before))]
+    ends = (end for end in _SENTENCE_END.finditer(before) if not _ABBREVIATION.search(before[: end.start()]))
+    starts = [0, *(end.end() for end in ends)]
     prompt = before[starts[max(0, len(starts) - max_sentences)] :].rstrip()
-    stem = _STEM_ENDINGS.sub("", keyword)
-    stem = stem if len(stem) >= 3 else keyword
+    stem = _stem(keyword)
     return None if any(word.lower().startswith(stem) for word in WORD.findall(prompt)) else prompt
 
 
-def _split(topic: str, found: Sequence[Candidate], seed: int) -> tuple[list[Candidate], list[Candidate]]:
+def _stem(word: str) -> str:
+    """What the forms of a word have in common, roughly: company, companies; win, winning."""
+    stem = _ENDINGS.sub("", word)
+    if len(stem) > 3 and stem[-1] == stem[-2] and stem != word:
+        stem = stem[:-1]
+    return stem if len(stem) >= 3 else word
+
+
+def _split(found: Sequence[Candidate], seed: int) -> tuple[list[Candidate], list[Candidate]]:
     """Candidates to select on and held out: documents by a keyed draw, keywords by size to the lighter side."""
-    documents = sorted({candidate.document for candidate in found})
-    order = keyed_rng(seed, topic, "documents").permutation(len(documents))
-    first_half = {documents[i] for i in order[: len(documents) // 2]}
     counts: dict[str, int] = {}
     for candidate in found:
         counts[candidate.keyword] = counts.get(candidate.keyword, 0) + 1
@@ -196,7 +219,7 @@ def _split(topic: str, found: Sequence[Candidate], seed: int) -> tuple[list[Cand
         weight[side_of[keyword]] += counts[keyword]
     sides: tuple[list[Candidate], list[Candidate]] = ([], [])
     for candidate in found:
-        side = int(candidate.document not in first_half)
+        side = int(keyed_rng(seed, "document", candidate.document).integers(2))
         if side_of[candidate.keyword] == side:
             sides[side].append(candidate)
     return sides

@@ -111,9 +111,6 @@ class Ranking:
         n = int(np.isfinite(self.score).sum())
         if not 0 < k <= n:
             raise ShapleyError(f"asked for the top {k} of {n} scored neurons: choose between 1 and {n}")
-        flat = np.where(np.isfinite(self.score), -self.score, np.inf).ravel()
-        best = np.argpartition(flat, k - 1)[:k]
-        best = best[np.lexsort((best, flat[best]))]
         return [
             {
                 "rank": rank,
@@ -122,7 +119,7 @@ class Ranking:
                 "score": float(self.score.flat[i]),
                 "stderr": float(self.stderr.flat[i]),
             }
-            for rank, i in enumerate(best, start=1)
+            for rank, i in enumerate(self.order()[:k], start=1)
         ]
 
 
@@ -197,6 +194,9 @@ def random_like(cluster: Cluster, shape: tuple[int, int], seed: int, draw: int) 
         cluster: what to match.
         shape: ``(n_layers, width)`` of the site.
         seed, draw: key of the choice.
+
+    Raises:
+        ShapleyError: a cluster that holds more than half of a layer.
     """
     taken: dict[int, set[int]] = {}
     for layer, column in cluster.neurons:
@@ -204,7 +204,12 @@ def random_like(cluster: Cluster, shape: tuple[int, int], seed: int, draw: int) 
     neurons: list[tuple[int, int]] = []
     for layer in sorted(taken):
         free = np.setdiff1d(np.arange(shape[1]), list(taken[layer]))
-        size = min(len(taken[layer]), len(free))
+        size = len(taken[layer])
+        if size > len(free):
+            raise ShapleyError(
+                f"the cluster holds {size} of {shape[1]} columns of layer {layer}, which leaves too few for a random cluster "
+                "beside it: sweep without random clusters (--random 0)"
+            )
         chosen = keyed_rng(seed, "random cluster", draw, layer).choice(free, size, replace=False)
         neurons.extend((layer, int(column)) for column in np.sort(chosen))
     return Cluster(tuple(neurons), cluster.site, cluster.model, {"rule": "random", "seed": seed, "draw": draw})

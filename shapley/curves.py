@@ -61,10 +61,10 @@ class Contrast:
     def specific(self) -> bool:
         """Whether the topic falls by more than the others and by more than under random clusters, by two standard errors
         of the difference."""
-        return all(
-            self.target - other > 2 * np.hypot(self.target_stderr, error)
-            for other, error in ((self.others, self.others_stderr), (self.control, self.control_stderr))
-            if np.isfinite(other)
+        against = [(self.others, self.others_stderr), (self.control, self.control_stderr)]
+        against = [(other, error) for other, error in against if np.isfinite(other)]
+        return bool(against) and all(
+            self.target - other > 2 * np.hypot(self.target_stderr, error) for other, error in against
         )
 
 

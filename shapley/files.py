@@ -40,13 +40,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_error(path: Path, error: OSError) -> ShapleyError:
     """The one line for a file that could not be written."""
-    # h5py wraps the system's error in a message of its own and drops the errno of some.
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    if full:
+    if disk_is_full(error):
         return ShapleyError(f"cannot write {path}: the disk is full; free some space and run again (with --resume)")
     if isinstance(error, FileNotFoundError):
         return ShapleyError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
     return ShapleyError(f"cannot write {path}: {error.strerror or error}")
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says so; h5py wraps the system's in a message of its own and drops the errno of some."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def write_text(path: Path, text: str) -> None:

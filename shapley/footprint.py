@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shapley.clusters import Cluster
 from shapley.errors import ShapleyError
+from shapley.hf.hooks import cluster_mask
 from shapley.hf.load import LanguageModel
 from shapley.hf.sites import BlockSites, read_weights, write_weights
 from shapley.types import Site
@@ -23,7 +24,7 @@ def footprint(lm: LanguageModel, cluster: Cluster, site: Site) -> Cluster:
     """The cluster in the columns of ``site``; itself if it is there already.
 
     Raises:
-        ShapleyError: a cluster of residual dimensions, which has no footprint elsewhere.
+        ShapleyError: a cluster of residual dimensions, which has no footprint elsewhere, or one outside the model.
     """
     if cluster.site == site:
         return cluster
@@ -31,6 +32,7 @@ def footprint(lm: LanguageModel, cluster: Cluster, site: Site) -> Cluster:
         raise ShapleyError(
             f"the cluster holds dimensions of {cluster.site}: it can be impaired there only, not at {site}"
         )
+    cluster_mask(lm.sites, cluster.site, cluster)  # refuses neurons that the model does not have
     by_layer: dict[int, list[int]] = {}
     for layer, neuron in cluster.neurons:
         by_layer.setdefault(layer, []).append(neuron)

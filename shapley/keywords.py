@@ -47,8 +47,8 @@ def topic_keywords(
 ) -> list[Keyword]:
     """The keywords of ``topic`` against all other topics of ``documents``, strongest first.
 
-    A keyword is a lower-case word of the language: no name (seen mostly with a capital), no function word, in at least
-    ``least_documents`` of the topic's documents, with z of at least 1.96.
+    A keyword is a lower-case word of the language, in at least ``least_documents`` of the topic's documents, with z of at
+    least 1.96: no function word, and no name (seen with a capital more than a fifth of the time).
     """
     inside = _word_counts(documents[topic])
     outside: Counter[str] = Counter()

@@ -11,6 +11,7 @@ import numpy as np
 
 from shapley.errors import ShapleyError
 from shapley.store import ScoreFile, TopicScores, write_scores
+from shapley.types import Float32Array, IntArray
 
 
 def merge_scores(paths: Sequence[Path], out: Path) -> None:
@@ -24,24 +25,27 @@ def merge_scores(paths: Sequence[Path], out: Path) -> None:
     files = [ScoreFile(path) for path in paths]
     for file in files[1:]:
         file.check_model(files[0].model)
-    merged: dict[str, TopicScores] = {}
-    seeds: dict[str, set[int]] = {}
+    parts: dict[str, list[TopicScores]] = {}
     for file in files:
         for topic in file.topics:
             scores = file[topic]
-            seed = int(scores.attrs["seed"])
-            if topic not in merged:
-                merged[topic], seeds[topic] = scores, {seed}
-                continue
-            if seed in seeds[topic]:
+            before = parts.setdefault(topic, [])
+            if before:
+                _check_alike(before[0].attrs, scores.attrs, f"topic {topic!r} of {file.path}")
+            twice = {seed for other in before for seed in _seeds(other)} & set(_seeds(scores))
+            if twice:
                 raise ShapleyError(
-                    f"{file.path} holds topic {topic!r} with seed {seed}, which another file holds too: "
+                    f"{file.path} holds topic {topic!r} with seed {min(twice)}, which another file holds too: "
                     "the same draws cannot be counted twice; leave one out"
                 )
-            _check_alike(merged[topic].attrs, scores.attrs, f"topic {topic!r} of {file.path}")
-            merged[topic] = _pool(merged[topic], scores)
-            seeds[topic].add(seed)
+            before.append(scores)
+    merged = {topic: scores[0] if len(scores) == 1 else _pool(scores) for topic, scores in parts.items()}
     write_scores(out, files[0].model, merged, keep=False)
+
+
+def _seeds(scores: TopicScores) -> list[int]:
+    """The seeds behind a topic's scores: one, or those that were merged."""
+    return [int(seed) for seed in json.loads(scores.attrs.get("merged_seeds", f"[{scores.attrs['seed']}]"))]
 
 
 def _check_alike(first: dict[str, Any], second: dict[str, Any], where: str) -> None:
@@ -54,26 +58,31 @@ def _check_alike(first: dict[str, Any], second: dict[str, Any], where: str) -> N
             )
 
 
-def _pool(a: TopicScores, b: TopicScores) -> TopicScores:
-    count = a.count + b.count
-    share = b.count / np.maximum(count, 1)
-    mean_a, mean_b = np.nan_to_num(a.score), np.nan_to_num(b.score)
-    delta = mean_b - mean_a
-    score = np.where(count > 0, mean_a + delta * share, np.nan)
-    m2 = _m2(a) + _m2(b) + delta**2 * a.count * share
-    stderr = np.where(count > 1, np.sqrt(m2 / np.maximum(count - 1, 1) / np.maximum(count, 1)), np.nan)
-    weight = share.astype(np.float32)
-    replicates = np.where(
-        np.isnan(a.replicates), b.replicates, np.where(np.isnan(b.replicates), a.replicates,
-                                                      (1 - weight) * a.replicates + weight * b.replicates)
-    )  # fmt: skip
-    attrs = a.attrs | {
-        "forward_rows": a.attrs["forward_rows"] + b.attrs["forward_rows"],
-        "wall_seconds": a.attrs["wall_seconds"] + b.attrs["wall_seconds"],
-        "merged_seeds": json.dumps([*json.loads(a.attrs.get("merged_seeds", f"[{a.attrs['seed']}]")), b.attrs["seed"]]),
-        "efficiency_gap": a.attrs["value_full"] - a.attrs["value_empty"] - float(np.nansum(score)),
+def _pool(parts: Sequence[TopicScores]) -> TopicScores:
+    counts = np.stack([part.count for part in parts])
+    means = np.stack([np.nan_to_num(part.score) for part in parts])
+    total = counts.sum(axis=0)
+    mean = (counts * means).sum(axis=0) / np.maximum(total, 1)
+    m2 = sum(_m2(part) for part in parts) + (counts * (means - mean) ** 2).sum(axis=0)
+    score = np.where(total > 0, mean, np.nan)
+    stderr = np.where(total > 1, np.sqrt(m2 / np.maximum(total - 1, 1) / np.maximum(total, 1)), np.nan)
+    first = parts[0].attrs
+    attrs = first | {
+        "forward_rows": sum(part.attrs["forward_rows"] for part in parts),
+        "wall_seconds": sum(part.attrs["wall_seconds"] for part in parts),
+        "merged_seeds": json.dumps([seed for part in parts for seed in _seeds(part)]),
+        "efficiency_gap": first["value_full"] - first["value_empty"] - float(np.nansum(score)),
     }
-    return TopicScores(score, stderr, count, a.truncated + b.truncated, replicates, attrs)
+    truncated = np.sum([part.truncated for part in parts], axis=0)
+    return TopicScores(score, stderr, total, truncated, _pool_replicates(parts, counts), attrs)
+
+
+def _pool_replicates(parts: Sequence[TopicScores], counts: IntArray) -> Float32Array:
+    """Each group's mean over the files that have samples in it, weighted by their counts."""
+    groups = np.stack([part.replicates for part in parts])  # [files, R, n_layers, width]
+    weights = np.where(np.isfinite(groups), counts[:, None], 0)
+    with np.errstate(invalid="ignore"):
+        return ((np.nan_to_num(groups) * weights).sum(axis=0) / weights.sum(axis=0)).astype(np.float32)
 
 
 def _m2(scores: TopicScores) -> np.ndarray:

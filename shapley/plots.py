@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -49,7 +50,7 @@ def sweep_figure(sweep: Sweep, name: ValueName = "logprob") -> Figure:
 
 
 def _cluster_panel(axes: Axes, sweep: Sweep, cluster: str, name: ValueName) -> None:
-    for topic, colour in zip(sweep.records, COLOURS, strict=False):
+    for topic, colour in zip(sweep.records, cycle(COLOURS), strict=False):
         own = cluster.removeprefix("cluster-") == topic
         _band(axes, curve(sweep, topic, cluster, name), colour, topic, width=2.4 if own else 1.4)
         controls = sweep.controls(cluster)
@@ -78,7 +79,7 @@ def specificity_figure(sweep: Sweep, topics: Sequence[str], name: ValueName = "l
     topic under random clusters of as many neurons."""
     figure = Figure(figsize=(3.3 * len(topics) + 0.4, 3.2), layout="constrained")
     panels = figure.subplots(1, len(topics), sharey=True, squeeze=False)[0]
-    for axes, topic, colour in zip(panels, topics, COLOURS, strict=False):
+    for axes, topic, colour in zip(panels, topics, cycle(COLOURS), strict=False):
         cluster = f"cluster-{topic}"
         _band(axes, curve(sweep, topic, cluster, name, change=True), colour, f"{topic} prompts", width=2.4)
         others = [curve(sweep, other, cluster, name, change=True) for other in sweep.records if other != topic]
@@ -105,7 +106,7 @@ def top_figure(rankings: Mapping[str, Ranking], k: int = 20) -> Figure:
     """The top ``k`` neurons of each topic with 95% intervals."""
     figure = Figure(figsize=(3.2 * len(rankings) + 0.4, 0.17 * k + 1.0), layout="constrained")
     panels = figure.subplots(1, len(rankings), squeeze=False)[0]
-    for axes, (topic, ranking), colour in zip(panels, rankings.items(), COLOURS, strict=False):
+    for axes, (topic, ranking), colour in zip(panels, rankings.items(), cycle(COLOURS), strict=False):
         rows = ranking.top(min(k, int(np.isfinite(ranking.score).sum())))
         places = np.arange(len(rows))
         scores = np.array([row["score"] for row in rows])
@@ -124,7 +125,7 @@ def layers_figure(scores: Mapping[str, FloatArray]) -> Figure:
     """For each topic, what the positive and the negative scores of each layer sum to."""
     figure = Figure(figsize=(3.2 * len(scores) + 0.4, 2.6), layout="constrained")
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
-    for axes, (topic, grid), colour in zip(panels, scores.items(), COLOURS, strict=False):
+    for axes, (topic, grid), colour in zip(panels, scores.items(), cycle(COLOURS), strict=False):
         layers = np.arange(len(grid))
         axes.bar(layers, np.nansum(np.maximum(grid, 0), axis=1), color=colour, width=0.8)
         axes.bar(layers, np.nansum(np.minimum(grid, 0), axis=1), color=colour, alpha=0.45, width=0.8)

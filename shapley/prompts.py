@@ -68,7 +68,7 @@ def read_prompts(path: str | Path, topics: Sequence[str] = ()) -> dict[str, Topi
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other characters that end lines
     except FileNotFoundError:
         raise ShapleyError(f"no prompts file at {path}: make one with 'shapley prompts build'") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -107,6 +107,8 @@ def _parse(line: str, where: str) -> Prompt:
         record: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise ShapleyError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise ShapleyError(f"{where}: not JSON that can be read ({error})") from None
     if not isinstance(record, Mapping):
         raise ShapleyError(f"{where}: expected an object, found {type(record).__name__}")
     for name in ("topic", "prompt", "answer"):
@@ -117,12 +119,16 @@ def _parse(line: str, where: str) -> Prompt:
             f"{where}: topic {record['topic']!r} cannot name a group of a score file: leave out the slash"
         )
     known, logprob = record.get("known"), record.get("logprob")
+    if not isinstance(known, bool | None):
+        raise ShapleyError(f"{where}: field 'known' is {known!r}, expected true or false")
+    if isinstance(logprob, bool) or not isinstance(logprob, float | int | None) or not -1e9 < (logprob or 0) < 1e9:
+        raise ShapleyError(f"{where}: field 'logprob' is {str(logprob)[:40]!r}, expected a number")
     return Prompt(
         record["topic"],
         record["prompt"],
         record["answer"],
-        id=str(record.get("id", "")),
-        source=str(record.get("source", "")),
-        known=None if known is None else bool(known),
-        logprob=float(logprob) if isinstance(logprob, int | float) else None,
+        id=str(record.get("id") or ""),
+        source=str(record.get("source") or ""),
+        known=known,
+        logprob=None if logprob is None else float(logprob),
     )

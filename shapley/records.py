@@ -58,6 +58,8 @@ def parse_strengths(text: str) -> FloatArray:
     Raises:
         ShapleyError: not numbers, negative, or a step that leads nowhere.
     """
+    if ":" in text and "," in text:
+        raise ShapleyError(f"--strength {text!r}: expected START:STOP:STEP or A,B,C, not both at once")
     try:
         numbers = [float(part) for part in text.replace(":", ",").split(",")]
     except ValueError:

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import h5py
 import numpy as np
 
 from shapley.errors import ShapleyError, unknown_name
-from shapley.files import atomic_path, write_error
+from shapley.files import atomic_path, disk_is_full, write_error
 from shapley.types import Float32Array, FloatArray, IntArray
 
 FORMAT = "neuron-shapley"
@@ -119,16 +120,19 @@ def open_hdf5(path: Path, expected: str, what: str) -> Iterator[h5py.File]:
     except OSError as error:
         reason = "it is cut short" if "truncated" in str(error) else "it is not an HDF5 file"
         raise ShapleyError(f"cannot read {what} {path}: {reason}; make it again") from error
-    with file:
-        found = file.attrs.get("format")
-        if found != expected:
-            raise ShapleyError(f"{path} is not a {what}: its format is {found!r}, expected {expected!r}")
-        if file.attrs.get("version") != VERSION:
-            raise ShapleyError(f"{path} has version {file.attrs.get('version')}, this program reads version {VERSION}")
-        try:
+    try:
+        with file:
+            found = file.attrs.get("format")
+            if found != expected:
+                raise ShapleyError(f"{path} is not a {what}: its format is {found!r}, expected {expected!r}")
+            if file.attrs.get("version") != VERSION:
+                version = file.attrs.get("version")
+                raise ShapleyError(f"{path} has version {version}, this program reads version {VERSION}")
             yield file
-        except (OSError, KeyError) as error:
-            raise ShapleyError(f"cannot read {what} {path}: {error}") from error
+    except (OSError, KeyError, RuntimeError) as error:
+        if disk_is_full(error):  # of a file that is written from this one
+            raise
+        raise ShapleyError(f"cannot read {what} {path}: {error}; make it again") from error
 
 
 @contextmanager
@@ -136,7 +140,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     """h5py raises a full disk as RuntimeError when it closes the file."""
     try:
         yield
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise write_error(path, OSError(str(error))) from error
 
 
@@ -157,7 +161,7 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             state = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
         raise ShapleyError(f"cannot read checkpoint {path} ({error}): start again with --overwrite") from error
     return str(state.pop("settings")), state
 

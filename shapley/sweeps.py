@@ -69,6 +69,8 @@ def sweep(
     check_output(out, resume=resume, overwrite=overwrite)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     levels = np.array(sorted({0.0, *map(float, strengths)}))
+    if not np.isfinite(levels).all() or levels[0] < 0:
+        raise ShapleyError(f"strengths {levels.tolist()} must be finite and at least 0")
     arms = _arms(lm, clusters, impairment, n_random, show)
     prompts = [prompt for topic in topics.values() for prompt in topic.prompts]
     scorer = RowScorer(lm, prompts, impairment, memory=memory)
@@ -91,11 +93,12 @@ def sweep(
     if overwrite:
         out.unlink(missing_ok=True)
         checkpoint.unlink(missing_ok=True)
-    start = time.monotonic()
-    values = _measure(scorer, list(arms.values()), levels, n_seeds, compute, checkpoint, settings, resume, show)
+    values, rows, seconds = _measure(
+        scorer, list(arms.values()), levels, n_seeds, compute, checkpoint, settings, resume, show
+    )
     attrs = {
-        "wall_seconds": time.monotonic() - start,
-        "forward_rows": scorer.forward_rows,
+        "wall_seconds": seconds,
+        "forward_rows": rows,
         "package_version": __version__,
         "argv": json.dumps(list(argv)),
         "settings": json.dumps(settings),
@@ -125,43 +128,53 @@ def _measure(
     settings: dict[str, Any],
     resume: bool,
     show: bool,
-) -> FloatArray:
-    """``[metric, arm, strength, seed, prompt]``; arms that a checkpoint holds are not run again."""
+) -> tuple[FloatArray, int, float]:
+    """``[metric, arm, strength, seed, prompt]``, the forward rows and the seconds it took; what a checkpoint holds is not
+    run again."""
     n_prompts = len(scorer.prompts)
     values = np.full((len(METRICS), len(arms), len(levels), n_seeds, n_prompts), np.nan)
-    finished = 0
+    n_levels = len(levels) - 1
+    finished, rows_before, seconds_before = 0, 0, 0.0
     if resume and checkpoint.exists():
         saved, state = read_checkpoint(checkpoint)
         check_same(settings, json.loads(saved), str(checkpoint))
         values, finished = state["values"], int(state["finished"])
+        rows_before, seconds_before = int(state["rows"]), float(state["seconds"])
+    start = saved_at = time.monotonic()
+
+    def spent() -> tuple[int, float]:
+        return rows_before + scorer.forward_rows, seconds_before + time.monotonic() - start
 
     def save() -> None:
-        write_checkpoint(checkpoint, json.dumps(settings), {"values": values, "finished": np.array(finished)})
+        rows, seconds = map(np.array, spent())
+        state = {"values": values, "finished": np.array(finished), "rows": rows, "seconds": seconds}
+        write_checkpoint(checkpoint, json.dumps(settings), state)
 
-    rows_per_arm = (len(levels) - 1) * n_seeds * n_prompts
+    per_level = n_seeds * n_prompts
     label = f"{scorer.impairment.kind} at {scorer.impairment.site}"
-    progress = Progress(len(arms) * rows_per_arm, label, "rows", initial=finished * rows_per_arm, show=show)
-    saved_at = time.monotonic()
+    total = len(arms) * n_levels
+    progress = Progress(total * per_level, label, "rows", initial=finished * per_level, show=show)
     try:
         # At strength zero nothing is impaired: one pass, without hooks, for all clusters and seeds.
-        untouched = scorer.values(METRICS, RowPlan(np.arange(n_prompts)), cluster=(), dtype=dtype)
-        values[:, :, 0] = untouched[:, None, None]
-        for arm in range(finished, len(arms)):
-            for level in range(1, len(levels)):
-                plan = _plan(levels[level], n_seeds, n_prompts)
-                block = scorer.values(METRICS, plan, cluster=arms[arm], dtype=dtype)
-                values[:, arm, level] = block.reshape(len(METRICS), n_seeds, n_prompts)
-                progress.reach(progress.done + len(plan))
-            finished = arm + 1
+        if np.isnan(values[:, :, 0]).any():
+            untouched = scorer.values(METRICS, RowPlan(np.arange(n_prompts)), cluster=(), dtype=dtype)
+            values[:, :, 0] = untouched[:, None, None]
+        for unit in range(finished, total):
+            arm, level = unit // n_levels, 1 + unit % n_levels
+            plan = _plan(levels[level], n_seeds, n_prompts)
+            block = scorer.values(METRICS, plan, cluster=arms[arm], dtype=dtype)
+            values[:, arm, level] = block.reshape(len(METRICS), n_seeds, n_prompts)
+            finished = unit + 1
+            progress.reach(finished * per_level)
             if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                 save()
                 saved_at = time.monotonic()
     except KeyboardInterrupt:
         save()
-        raise ShapleyError(f"interrupted after {finished} of {len(arms)} clusters; go on with --resume") from None
+        raise ShapleyError(f"interrupted after {progress.done} of {progress.total} rows; go on with --resume") from None
     finally:
         progress.close()
-    return values
+    return values, *spent()
 
 
 def _arms(

