@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export NEURON_SHAPLEY_CACHE ?= $(CURDIR)/$(VENV)/cache
 
 .PHONY: setup demo test lint bench clean
 

@@ -47,7 +47,8 @@ def mean_of_curves(curves: Sequence[Curve]) -> Curve:
 @dataclass(frozen=True)
 class Contrast:
     """At one strength: the topic's drop, the other topics' mean drop, and the topic's drop under random clusters, each with
-    its standard error over prompts (over random clusters for the last)."""
+    its standard error over prompts (for the last over random clusters, NaN with one; NaN all through where there is nothing
+    to measure)."""
 
     strength: float
     target: float
@@ -62,7 +63,7 @@ class Contrast:
         """Whether the topic falls by more than the others and by more than under random clusters, by two standard errors
         of the difference."""
         against = [(self.others, self.others_stderr), (self.control, self.control_stderr)]
-        against = [(other, error) for other, error in against if np.isfinite(other)]
+        against = [(other, np.nan_to_num(error)) for other, error in against if np.isfinite(other)]
         return bool(against) and all(
             self.target - other > 2 * np.hypot(self.target_stderr, error) for other, error in against
         )
@@ -87,7 +88,7 @@ def contrast(sweep: Sweep, topic: str, cluster: str, level: int = -1, name: Valu
         float(target.mean()),
         stderr(target),
         float(np.mean([sample.mean() for sample in others])) if others else float("nan"),
-        float(np.sqrt(sum(stderr(sample) ** 2 for sample in others)) / max(len(others), 1)),
+        float(np.sqrt(sum(stderr(sample) ** 2 for sample in others)) / len(others)) if others else float("nan"),
         float(controls.mean()) if len(controls) else float("nan"),
-        stderr(controls) if len(controls) > 1 else 0.0,
+        stderr(controls),
     )

@@ -59,7 +59,7 @@ def _cluster_panel(axes: Axes, sweep: Sweep, cluster: str, name: ValueName) -> N
             axes.plot(control.strengths, control.mean, "--", color=colour, linewidth=1, alpha=0.8)
     size = sweep.sizes[sweep.clusters.index(cluster)]
     what = "everything" if cluster == EVERYTHING else f"{cluster} ({size} of {sweep.impairment.site})"
-    axes.set_title(what)
+    axes.set_title(_plain(what))
     axes.set_xlabel(strength_label(sweep))
 
 
@@ -69,8 +69,13 @@ def strength_label(sweep: Sweep) -> str:
     return f"{sweep.impairment.kind} strength{unit}"
 
 
+def _plain(text: str) -> str:
+    """Text that matplotlib takes as it is: a pair of dollar signs would be read as a formula."""
+    return text.replace("$", r"\$")
+
+
 def _band(axes: Axes, line: Curve, colour: str, label: str, *, width: float) -> None:
-    axes.plot(line.strengths, line.mean, color=colour, linewidth=width, label=label)
+    axes.plot(line.strengths, line.mean, color=colour, linewidth=width, label=_plain(label))
     axes.fill_between(line.strengths, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
 
 
@@ -85,17 +90,24 @@ def specificity_figure(sweep: Sweep, topics: Sequence[str], name: ValueName = "l
         others = [curve(sweep, other, cluster, name, change=True) for other in sweep.records if other != topic]
         for i, (line, other) in enumerate(zip(others, [t for t in sweep.records if t != topic], strict=True)):
             style = ("-", ":")[i % 2]
-            axes.plot(line.strengths, line.mean, style, color="#444444", linewidth=1.3, label=f"{other} prompts")
+            axes.plot(
+                line.strengths, line.mean, style, color="#444444", linewidth=1.3, label=_plain(f"{other} prompts")
+            )
             axes.fill_between(line.strengths, line.low, line.high, color="#444444", alpha=0.1, linewidth=0)
         controls = sweep.controls(cluster)
         if controls:
             control = mean_of_curves([curve(sweep, topic, c, name, change=True) for c in controls])
             axes.plot(
-                control.strengths, control.mean, "--", color=colour, linewidth=1.2, label=f"{topic}, random neurons"
+                control.strengths,
+                control.mean,
+                "--",
+                color=colour,
+                linewidth=1.2,
+                label=_plain(f"{topic}, random neurons"),
             )
         axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
         size = sweep.sizes[sweep.clusters.index(cluster)]
-        axes.set_title(f"{topic} cluster impaired ({size} neurons)")
+        axes.set_title(_plain(f"{topic} cluster impaired ({size} neurons)"))
         axes.set_xlabel(strength_label(sweep))
         axes.legend(frameon=False, fontsize=7.5)
     panels[0].set_ylabel(f"change of {LABELS[name]}")
@@ -115,7 +127,7 @@ def top_figure(rankings: Mapping[str, Ranking], k: int = 20) -> Figure:
         axes.set_yticks(places, [f"{row['layer']}.{row['neuron']}" for row in rows], fontsize=7)
         axes.invert_yaxis()
         axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-        axes.set_title(topic)
+        axes.set_title(_plain(topic))
         axes.set_xlabel("score")
     panels[0].set_ylabel("layer.neuron")
     return figure
@@ -130,7 +142,7 @@ def layers_figure(scores: Mapping[str, FloatArray]) -> Figure:
         axes.bar(layers, np.nansum(np.maximum(grid, 0), axis=1), color=colour, width=0.8)
         axes.bar(layers, np.nansum(np.minimum(grid, 0), axis=1), color=colour, alpha=0.45, width=0.8)
         axes.axhline(0, color="#444444", linewidth=0.8)
-        axes.set_title(topic)
+        axes.set_title(_plain(topic))
         axes.set_xlabel("layer")
     panels[0].set_ylabel("sum of positive, of negative scores")
     return figure

@@ -62,6 +62,7 @@ def read_run(directory: Path) -> Run:
         raise ShapleyError(f"{directory} must hold one score file, found {names}: make one with 'shapley estimate'")
     clusters = {path.stem: Cluster.load(path) for path in sorted(directory.glob("*.json")) if _is_cluster(path)}
     prompts = {path.name: read_prompts(path) for path in sorted(directory.glob("*.jsonl"))}
+    sweeps = dict(sorted(sweeps.items(), key=lambda named: _place(named[1])))
     return Run(directory, scores[0], prompts, clusters, sweeps)
 
 
@@ -115,9 +116,13 @@ def _content(run: Run) -> dict[str, Any]:
 
 
 def _leading_sweep(run: Run) -> Sweep | None:
-    """The sweep that opens the report: topic clusters at the neurons, scaling if there is one."""
-    found = [sweep for sweep in run.sweeps.values() if _cluster_topics(sweep)]
-    return min(found, key=lambda s: (s.impairment.site != "mlp_hidden", s.impairment.kind != "scale"), default=None)
+    """The sweep that opens the report: the first with topic clusters."""
+    return next((sweep for sweep in run.sweeps.values() if _cluster_topics(sweep)), None)
+
+
+def _place(sweep: Sweep) -> tuple[bool, bool]:
+    """Sweeps at the neurons come first, and scaling, which has nothing random, before the others."""
+    return sweep.impairment.site != "mlp_hidden", sweep.impairment.kind != "scale"
 
 
 def _cluster_topics(sweep: Sweep) -> list[str]:
@@ -180,7 +185,7 @@ def _overlap(grids: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 
 def hypothesis_a(sweeps: dict[str, Sweep]) -> list[dict[str, Any]]:
     """(A) General impairment follows strength: Spearman's rank correlation of strength and performance, every topic,
-    where everything is impaired (else, each cluster)."""
+    where everything is impaired."""
     rows = []
     for name, sweep in sweeps.items():
         clusters = [EVERYTHING] if EVERYTHING in sweep.clusters else []

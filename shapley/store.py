@@ -141,7 +141,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise write_error(path, OSError(str(error))) from error
+        raise write_error(path, error if isinstance(error, OSError) else OSError(str(error))) from error
 
 
 def write_checkpoint(path: Path, settings: str, state: Mapping[str, np.ndarray]) -> None:

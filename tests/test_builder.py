@@ -155,12 +155,12 @@ def test_no_text_and_no_keyword_is_on_both_sides(name, seed):
         assert not {source_text(documents, p) for p in ours} & {source_text(documents, p) for p in theirs}
 
 
-def test_a_keyword_of_two_topics_is_not_on_both_sides():
+def test_a_word_typical_of_two_topics_is_a_keyword_of_one():
     shared = {"farm": [*OWN["farm"], "ferry"], "sea": [*OWN["sea"], "ferry"]}
     documents = {topic: texts(sorted(words), n=28) for topic, words in shared.items()} | {"sky": texts(OWN["sky"], 96)}
     selection, held_out = built(documents)
     topics = {p.topic for side in (selection, held_out) for p in side if p.answer == " ferry"}
-    assert topics == {"farm", "sea"}
+    assert len(topics) == 1 and topics < {"farm", "sea"}
     assert not {p.answer for p in selection} & {p.answer for p in held_out}
 
 

@@ -138,15 +138,19 @@ def test_resume_and_overwrite(shapley, model, prompts, scores):
 
 def test_prompts_build(shapley, model, tmp_path):
     corpus = tmp_path / "corpus.csv"
-    sport = "the old city was in the {} for a large new player and the {} won"
-    music = "the old city was in the {} for a large new singer and the {} sang"
-    names = ("factory", "market", "bank", "store", "guitar", "race", "goal", "club") * 4
+    words = {
+        "sport": ("player", "coach", "team", "race", "goal", "club"),
+        "music": ("singer", "album", "song", "guitar", "sang", "painter"),
+    }
+    places = ("factory", "market", "bank", "store", "company", "city")
     with corpus.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["kind", "words"])
-        for i, name in enumerate(names):
-            writer.writerow(["sport", sport.format(name, names[-i - 1]) + " player" * (i % 2)])
-            writer.writerow(["music", music.format(name, names[-i - 1]) + " singer" * (i % 2)])
+        for topic, own in words.items():
+            for i in range(36):
+                one, two, three = own[i % 6], own[(i // 6) % 6], own[(i + 2) % 6]
+                start = f"in the old {places[i % 6]} of the large new {places[i // 6]} for a"
+                writer.writerow([topic, f"{start} {one} and the {two} was with his last {three}"])
     out = tmp_path / "built.jsonl"
     code, text, err = shapley(
         "prompts", "build", "--corpus", corpus, "--text-column", "words", "--topic-column", "kind", "--model", model,

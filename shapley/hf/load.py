@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from shapley.corpus import reference_texts
-from shapley.errors import ShapleyError, unknown_name
+from shapley.errors import ShapleyError
 from shapley.files import cache_directory
 from shapley.hf.sites import ModelSites, find_sites
 from shapley.hf.spec import SiteStatistics
@@ -101,7 +101,7 @@ def load_model(
     """
     place = _device(device)
     if dtype not in _DTYPES:
-        raise unknown_name("dtype", dtype, _DTYPES)
+        raise ShapleyError(f"unknown dtype {dtype!r}: expected float32, bfloat16 or float16")
     source, options = _source(name)
     options |= {"trust_remote_code": trust_remote_code}
     with quiet_transformers():
