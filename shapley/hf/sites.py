@@ -1,6 +1,6 @@
 """Where the neurons of a Hugging Face causal language model are.
 
-In every block, three sites (DESIGN: "Words"):
+In every block, three sites (docs/design.md, "Words"):
 
 - ``mlp_hidden``: the input of the MLP's down-projection; its columns are the neurons. Taken there, and not at the
   activation function, because in a gated MLP the activation function sees only one of the two factors.

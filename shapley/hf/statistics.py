@@ -1,7 +1,7 @@
 """Activations over a reference text: means and standard deviations for ablations and strengths, donors for resampling.
 
 The first position of every sequence is left out: it carries massive activations in a few neurons, and a mean that
-includes it is a bad baseline (DESIGN, section 5).
+includes it is a bad baseline (docs/design.md).
 """
 
 from __future__ import annotations
