@@ -32,6 +32,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python experiments/benchmarks/hooks.py
+	$(BIN)/python experiments/benchmarks/queries.py
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -4,7 +4,8 @@
 
 - gradient: a forward and backward with a gate per row at every neuron and the gates' gradients, against the bare model's
   forward and backward to its input embeddings (weights frozen in both, logits of the last token only in both);
-- zero, noise: a forward with every neuron gated per row, or with noise at every neuron, against the bare forward.
+- zero, noise: a forward with every neuron gated per row, with noise at every neuron or in a cluster of 46, against the bare
+  forward; and the least that fresh noise at every neuron can cost, torch.randn added by a plain hook.
 
 The two sides of a ratio are timed in turn, so that drift of the machine's speed falls on both.
 """
@@ -16,10 +17,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 
-from shapley.hf.hooks import Rows, impair, only_answer_logits
+from shapley.hf.hooks import Rows, attach, impair, only_answer_logits
 from shapley.hf.load import LanguageModel, fast_dtype, load_model
 from shapley.impairment import Impairment
 
@@ -38,11 +41,11 @@ def main() -> None:
         f"{options.model} on {lm.device} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads), "
     )
     print(f"{options.rows} rows of {options.tokens} tokens, medians of {options.repeats}")
-    print(f"{'what':<22}{'dtype':<10}{'bare s':>8}{'hooked s':>10}{'speed, hooked / bare':>22}")
+    print(f"{'what':<25}{'dtype':<10}{'bare s':>8}{'hooked s':>10}{'speed, hooked / bare':>22}")
     for dtype in {torch.float32: None, fast_dtype(lm.device): None}:
         for name, bare, hooked in _pairs(lm, ids, dtype):
             a, b, ratio = _compare(bare, hooked, options.repeats)
-            print(f"{name:<22}{str(dtype).removeprefix('torch.'):<10}{a:>8.3f}{b:>10.3f}{ratio:>21.1%}")
+            print(f"{name:<25}{str(dtype).removeprefix('torch.'):<10}{a:>8.3f}{b:>10.3f}{ratio:>21.1%}")
 
 
 def _pairs(
@@ -78,20 +81,31 @@ def _pairs(
             value(input_ids=ids)
         synchronise()
 
-    def under(impairment: Impairment, rows: Rows) -> Callable[[], None]:
+    def under(impairment: Impairment, rows: Rows, cluster: Any = None) -> Callable[[], None]:
         def run() -> None:
-            with torch.no_grad(), impair(lm, impairment, rows=rows):
+            with torch.no_grad(), impair(lm, impairment, cluster, rows=rows):
                 value(input_ids=ids)
             synchronise()
 
         return run
 
-    cluster_rows = Rows(prompt_keys=keys)
+    def randn() -> None:
+        with torch.no_grad(), ExitStack() as stack:
+            for block in lm.sites.blocks:
+                stack.callback(attach(block, "mlp_hidden", lambda x: x + 0.1 * torch.randn_like(x)).remove)
+            value(input_ids=ids)
+        synchronise()
+
+    own = Rows(prompt_keys=keys)
+    cluster = [(i % lm.sites.n_layers, 7 * i) for i in range(46)]
     return [
         ("gradient", bare_gradient, mask_gradient),
         ("zero, gate per row", bare, under(Impairment("zero"), Rows(intact=gates))),
-        ("noise, every neuron", bare, under(Impairment("noise", 0.1), cluster_rows)),
+        ("scale, cluster of 46", bare, under(Impairment("scale", 0.5), own, cluster)),
+        ("noise, cluster of 46", bare, under(Impairment("noise", 0.1), own, cluster)),
+        ("noise, every neuron", bare, under(Impairment("noise", 0.1), own)),
         ("noise, one prompt", bare, under(Impairment("noise", 0.1), Rows(prompt_keys=["p"] * len(ids)))),
+        ("torch.randn, plain hook", bare, randn),
     ]
 
 
