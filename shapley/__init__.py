@@ -26,6 +26,8 @@ _WHERE = {
     "estimate": "shapley.runs",
     "ScoreFile": "shapley.store",
     "Cluster": "shapley.clusters",
+    "rank": "shapley.clusters",
+    "select": "shapley.clusters",
     "footprint": "shapley.footprint",
     "sweep": "shapley.sweeps",
     "ShapleyError": "shapley.errors",

@@ -13,8 +13,9 @@ from shapley.estimators.registry import Plan
 from shapley.hf.baseline import score_baseline
 from shapley.hf.load import DEMO_MODEL, LanguageModel, describe, load_model
 from shapley.impairment import Impairment
+from shapley.plots import save, specificity_figure
 from shapley.prompts import TopicPrompts, held_out_path, read_prompts, write_prompts
-from shapley.records import EVERYTHING
+from shapley.records import EVERYTHING, read_sweep
 from shapley.report import write_report
 from shapley.runs import estimate
 from shapley.store import ScoreFile
@@ -90,8 +91,9 @@ def run_demo(out: Path, *, resume: bool, say: Callable[[str], None], argv: Seque
     clock.done(f"records in {out}/*.h5")
 
     clock.step("6/6 write the report")
-    report = write_report(out)
-    clock.done(f"open {report} in a browser")
+    report, picture = write_report(out), out / "specificity.png"
+    save(specificity_figure(read_sweep(out / SWEEPS[0].file), TOPICS), picture)
+    clock.done(f"open {report} in a browser; its first picture is {picture}")
     return report
 
 

@@ -21,6 +21,7 @@ from shapley.estimators.moments import Moments
 from shapley.estimators.semivalue import Semivalue
 from shapley.types import BoolArray, Float32Array, FloatArray, IntArray
 
+CHUNK_ROWS = 1024
 EMPTY_DRAWS = 8  # noise draws that v(0) is averaged over, where it depends on them
 
 
@@ -209,6 +210,11 @@ class Estimator(ABC):
         ends = np.vstack([np.ones((1, n), dtype=bool), np.zeros((len(draws), n), dtype=bool)])
         values = self.game.values(ends, draws=np.concatenate([[0], draws]))
         return float(values[0]), float(values[1:].mean())
+
+
+def chunk_size(game: Game) -> int:
+    """How many coalitions to evaluate at a time: enough to fill batches, few enough to stop and save between them."""
+    return max(1, CHUNK_ROWS // game.n_prompts)
 
 
 def ends_rows(game: Game) -> int:

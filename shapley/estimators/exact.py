@@ -13,12 +13,11 @@ import numpy as np
 from scipy.special import comb
 
 from shapley.errors import ShapleyError
-from shapley.estimators.base import Estimator, Game
+from shapley.estimators.base import Estimator, Game, chunk_size
 from shapley.estimators.semivalue import Semivalue
 from shapley.types import BoolArray, FloatArray, IntArray
 
 MAX_PLAYERS = 20
-_CHUNK = 1024
 
 
 class Exact(Estimator):
@@ -47,7 +46,7 @@ class Exact(Estimator):
 
     def advance(self) -> FloatArray | None:
         """Evaluate a chunk of coalitions; after a draw's last, its scores ``[n]``."""
-        codes = np.flatnonzero(np.isnan(self._values))[:_CHUNK]
+        codes = np.flatnonzero(np.isnan(self._values))[: chunk_size(self.game)]
         draws = np.full(len(codes), self.unit)
         self._values[codes] = self.game.values(members(codes, self.game.n_players), draws=draws)
         return None if np.isnan(self._values[-1]) else enumerate_semivalue(self._values, self.semivalue)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shapley.estimators.base import Game
+from shapley.estimators.base import Game, chunk_size
 from shapley.types import BoolArray, FloatArray, IntArray
 
-_CHUNK = 32
 _PATIENCE = 5
 
 
@@ -62,7 +61,7 @@ class Walk:
 
     def advance(self) -> None:
         """Evaluate the next chunk of coalitions."""
-        counts = self._pending()[:_CHUNK]
+        counts = self._pending()[: chunk_size(self.game)]
         draws = np.full(len(counts), self.draw)
         self.values[counts] = self.game.values(self._rank[None, :] >= counts[:, None], draws=draws)
 
