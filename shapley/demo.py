@@ -24,7 +24,7 @@ from shapley.sweeps import sweep
 TOPICS = ("athlete", "artist", "company")
 PER_TOPIC = 100
 # Coalitions of 94% intact neurons on average: with half of them out, the model predicts nothing (docs/design.md).
-PLAN = Plan(estimator="gradient", semivalue="beta(1,16)", samples=256)
+PLAN = Plan(estimator="gradient", semivalue="beta(1,16)", samples=384)
 CLUSTER_SIZE = 46  # a thousandth of the model's neurons
 GUARD = 4.0
 
@@ -42,9 +42,9 @@ class SweepPlan:
 
 
 SWEEPS = (
-    SweepPlan("scale-mlp_hidden.h5", Impairment("scale"), (0.25, 0.5, 0.75, 1.0), 24, 2, False),
-    SweepPlan("noise-mlp_hidden.h5", Impairment("noise", unit="sd"), (2.0, 4.0, 8.0), 12, 1, False),
-    SweepPlan("negative-noise-mlp_hidden.h5", Impairment("negative-noise", unit="sd"), (1.0, 2.0, 4.0), 12, 1, False),
+    SweepPlan("scale-mlp_hidden.h5", Impairment("scale"), (0.25, 0.5, 0.75, 1.0), 48, 2, False),
+    SweepPlan("noise-mlp_hidden.h5", Impairment("noise", unit="sd"), (2.0, 4.0, 8.0), 16, 1, False),
+    SweepPlan("negative-noise-mlp_hidden.h5", Impairment("negative-noise", unit="sd"), (1.0, 2.0, 4.0), 16, 1, False),
     SweepPlan("noise-mlp_out.h5", Impairment("noise", site="mlp_out", unit="sd"), (0.25, 0.5, 1.0), 12, 0, True),
 )
 
@@ -102,7 +102,7 @@ def _write_prompts(lm: LanguageModel, path: Path) -> None:
         return len(lm.tokenizer(text)["input_ids"])
 
     sides = build_prompts(
-        read_corpus("embedded"), TOPICS, count_tokens, per_topic=PER_TOPIC, max_sentences=2, max_tokens=40
+        read_corpus("embedded"), TOPICS, count_tokens, per_topic=PER_TOPIC, max_sentences=1, max_tokens=32
     )
     for target, side in zip((path, held_out_path(path)), sides, strict=True):
         write_prompts(target, score_baseline(lm, side))
