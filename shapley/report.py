@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _content(run: Run) -> dict[str, Any]:
         "layers_figure": _image(layers_figure(grids), "Scores over layers"),
         "agreement": {topic: split_half(run.scores, topic) for topic in topics},
         "overlap": _overlap(grids),
-        "clusters": {name: (len(cluster), dict(cluster.rule)) for name, cluster in run.clusters.items()},
+        "clusters": {name: (len(cluster), _in_words(cluster.rule)) for name, cluster in run.clusters.items()},
         "leading": None
         if leading is None
         else _image(specificity_figure(leading, _cluster_topics(leading)), "Specificity"),
@@ -113,6 +114,14 @@ def _content(run: Run) -> dict[str, Any]:
         "hypothesis_b": hypothesis_b(run.sweeps),
         "top": TOP,
     }
+
+
+def _in_words(rule: Mapping[str, Any]) -> str:
+    """A cluster's rule as a line: ``topic athlete, versus artist and company, guard 4``."""
+    parts = (
+        (name, " and ".join(map(str, value)) if isinstance(value, list) else value) for name, value in rule.items()
+    )
+    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in parts)
 
 
 def _leading_sweep(run: Run) -> Sweep | None:
