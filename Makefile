@@ -33,6 +33,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python experiments/benchmarks/hooks.py
 	$(BIN)/python experiments/benchmarks/queries.py
+	$(BIN)/python experiments/benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
