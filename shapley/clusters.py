@@ -136,8 +136,8 @@ def rank(scores: ScoreFile, topic: str, versus: Sequence[str] = (), guard: float
         return Ranking(scores.array(topic, "score"), scores.array(topic, "stderr"))
     if topic in versus:
         raise ShapleyError(f"topic {topic!r} is ranked against itself: leave it out of --versus")
-    if guard < 0:
-        raise ShapleyError(f"--guard {guard} must be at least 0")
+    if not 0 <= guard < np.inf:
+        raise ShapleyError(f"--guard {guard} must be a number of at least 0")
     own, own_replicates = scores.array(topic, "score"), scores.array(topic, "replicates")
     others = np.stack([scores.array(other, "score") for other in versus])
     replicates = np.stack([scores.array(other, "replicates") for other in versus])

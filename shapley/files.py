@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,9 +42,33 @@ def write_error(path: Path, error: OSError) -> ShapleyError:
     """The one line for a file that could not be written."""
     if disk_is_full(error):
         return ShapleyError(f"cannot write {path}: the disk is full; free some space and run again (with --resume)")
-    if isinstance(error, FileNotFoundError):
+    if not path.parent.exists():
         return ShapleyError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
     return ShapleyError(f"cannot write {path}: {error.strerror or error}")
+
+
+def check_output(
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    inputs: Sequence[str | Path] = (),
+    resumable: bool = True,
+) -> None:
+    """Raises ShapleyError when ``out`` cannot be written, is one of the inputs, or holds what nobody said to replace."""
+    if resume and overwrite:
+        raise ShapleyError("--resume and --overwrite exclude each other")
+    if out.is_dir():
+        raise ShapleyError(f"{out} is a folder: give a file to write")
+    if out.resolve() in {Path(path).resolve() for path in inputs}:
+        raise ShapleyError(f"{out} is an input of this command, and would be lost: write somewhere else")
+    if out.exists() and not (resume or overwrite):
+        hint = ", or --resume to go on with it" if resumable else ""
+        raise ShapleyError(f"{out} exists: pass --overwrite to replace it{hint}")
+    if not out.parent.is_dir():
+        raise ShapleyError(f"cannot write {out}: the folder {out.parent} does not exist; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise ShapleyError(f"cannot write {out}: no permission to write in {out.parent}")
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from shapley.types import FloatArray, ValueName
 FORMAT = "neuron-shapley-sweep"
 METRICS: tuple[ValueName, ...] = ("logprob", "loss", "accuracy")
 EVERYTHING = "everything"
+_MOST_STRENGTHS = 1000
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def parse_strengths(text: str) -> FloatArray:
         if len(numbers) != 3 or not numbers[2] > 0 or not numbers[1] >= numbers[0] or not np.isfinite(numbers).all():
             raise ShapleyError(f"--strength {text!r}: expected START:STOP:STEP with STOP >= START and STEP > 0")
         start, stop, step = numbers
+        if (stop - start) / step > _MOST_STRENGTHS:
+            raise ShapleyError(f"--strength {text!r} makes more than {_MOST_STRENGTHS} strengths: take a larger step")
         numbers = [start + i * step for i in range(int((stop - start) / step + 1e-9) + 1)]
     if not np.isfinite(numbers).all() or min(numbers) < 0:
         raise ShapleyError(f"--strength {text!r}: strengths must be finite and at least 0")

@@ -163,7 +163,7 @@ def split_half(scores: ScoreFile, topic: str, k: int = TOP) -> dict[str, float]:
     replicates = scores.array(topic, "replicates").astype(np.float64)
     replicates = replicates.reshape(len(replicates), -1)
     finite = np.isfinite(replicates).any(axis=1)
-    halves = [np.nanmean(replicates[finite][start::2], axis=0) for start in (0, 1)] if finite.sum() > 1 else []
+    halves = [_mean_of_seen(replicates[finite][start::2]) for start in (0, 1)] if finite.sum() > 1 else []
     if len(halves) < 2:
         return {"shared": float("nan"), "correlation": float("nan"), "k": k}
     usable = np.isfinite(halves[0]) & np.isfinite(halves[1])
@@ -171,6 +171,12 @@ def split_half(scores: ScoreFile, topic: str, k: int = TOP) -> dict[str, float]:
     tops = [set(np.argsort(-np.where(usable, half, -np.inf), kind="stable")[:k].tolist()) for half in halves]
     correlation = float(np.corrcoef(halves[0][usable], halves[1][usable])[0, 1])
     return {"shared": len(tops[0] & tops[1]) / k, "correlation": correlation, "k": k}
+
+
+def _mean_of_seen(groups: np.ndarray) -> np.ndarray:
+    """Means along the first axis, NaN where nothing was seen."""
+    seen = np.isfinite(groups).sum(axis=0)
+    return np.where(seen > 0, np.nansum(groups, axis=0) / np.maximum(seen, 1), np.nan)
 
 
 def _overlap(grids: dict[str, np.ndarray]) -> list[dict[str, Any]]:

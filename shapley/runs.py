@@ -19,6 +19,7 @@ from shapley import __version__
 from shapley.errors import ShapleyError
 from shapley.estimators.base import Estimate, Estimator
 from shapley.estimators.registry import Plan, build
+from shapley.files import check_output
 from shapley.game import NeuronGame
 from shapley.hf.load import LanguageModel, describe
 from shapley.impairment import Impairment
@@ -113,16 +114,6 @@ def estimate(
         checkpoint.unlink(missing_ok=True)
         keep = True
     return ScoreFile(out)
-
-
-def check_output(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Raises ShapleyError when ``out`` cannot be written, or holds something that nobody said to replace."""
-    if resume and overwrite:
-        raise ShapleyError("--resume and --overwrite exclude each other")
-    if out.exists() and not (resume or overwrite):
-        raise ShapleyError(f"{out} exists: pass --overwrite to replace it, or --resume to go on with it")
-    if not out.parent.is_dir():
-        raise ShapleyError(f"cannot write {out}: the folder {out.parent} does not exist; make it first")
 
 
 def _run(

@@ -18,6 +18,7 @@ import torch
 from shapley import __version__
 from shapley.clusters import Cluster, random_like
 from shapley.errors import ShapleyError
+from shapley.files import check_output
 from shapley.footprint import footprint
 from shapley.game import game_dtypes
 from shapley.hf.load import LanguageModel, describe
@@ -26,7 +27,7 @@ from shapley.impairment import Impairment
 from shapley.progress import Progress, say
 from shapley.prompts import TopicPrompts
 from shapley.records import METRICS, Sweep, read_sweep, write_sweep
-from shapley.runs import CHECKPOINT_SECONDS, check_output, check_same
+from shapley.runs import CHECKPOINT_SECONDS, check_same
 from shapley.store import read_checkpoint, write_checkpoint
 from shapley.types import FloatArray
 

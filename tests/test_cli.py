@@ -227,6 +227,17 @@ MISTAKES = {
     "corpus": (["prompts", "build", "--corpus", "{tmp}/none.csv"], "no corpus at"),
     "corpus column": (["prompts", "build", "--corpus", "{table}"], "no column"),
     "corpus topic": (["prompts", "build", "--corpus", "embedded", "--topics", "athletes,artist"], "did you mean 'athlete'"),
+    "estimate over its prompts": (["estimate", "--out", "{prompts}", "--overwrite"], "is an input of this command"),
+    "sweep over its cluster": (["sweep", "--cluster", "{alien}", "--out", "{alien}", "--overwrite"], "is an input of this"),
+    "cluster over its scores": (
+        ["cluster", "{scores}", "--topic", "artist", "--top-k", "3", "--out", "{scores}", "--overwrite"],
+        "is an input of this command",
+    ),
+    "merge over its shard": (["merge", "{scores}", "--out", "{scores}", "--overwrite"], "is an input of this command"),
+    "report over a score file": (["report", "{void}", "--out", "{scores}"], "ends in .html"),
+    "output is a folder": (["estimate", "--out", "{void}"], "is a folder: give a file"),
+    "step": (["sweep", "--cluster", "all", "--strength", "0:1:0.000000001"], "take a larger step"),
+    "guard": (["top", "{scores}", "--topic", "artist", "--versus", "athlete", "--guard", "nan"], "--guard nan"),
     "missing option": (["top", "{scores}"], "--topic"),
     "unknown command": (["estimat"], "did you mean 'estimate'"),
 }  # fmt: skip
@@ -241,7 +252,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message, shapley, model, p
         "text": "nothing that is ours",
         "table": "a,b\n1,2\n",
     }
-    places = {"tmp": tmp_path, "scores": scores, "void": tmp_path / "void", "model": model}
+    places = {"tmp": tmp_path, "scores": scores, "void": tmp_path / "void", "model": model, "prompts": prompts}
     for name, text in contents.items():
         places[name] = tmp_path / f"{name}.txt"
         places[name].write_text(text)

@@ -138,7 +138,7 @@ def test_walks_do_not_depend_on_the_chunk(monkeypatch):
     game = random_multilinear(30, seed=4)
     runs = []
     for chunk in (1, 7, 64):
-        monkeypatch.setattr("shapley.estimators.base.CHUNK_ROWS", chunk)
+        monkeypatch.setattr("shapley.estimators.walk._CHUNK", chunk)
         runs.append(make("permutation", game, samples=10, truncation=0.05).run().score)
     np.testing.assert_array_equal(runs[0], runs[1])
     np.testing.assert_array_equal(runs[0], runs[2])

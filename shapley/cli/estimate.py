@@ -77,9 +77,9 @@ def estimate(
 
     by_topic = read_prompts(prompts, topics)
     chosen_layers, limit = parse_layers(layers), parse_memory(memory)
-    from shapley.runs import check_output
+    from shapley.files import check_output
 
-    check_output(out, resume=resume, overwrite=overwrite)
+    check_output(out, resume=resume, overwrite=overwrite, inputs=[prompts])
     if known_only:
         by_topic = {topic: group.known_only() for topic, group in by_topic.items()}
     from shapley.hf.load import load_model

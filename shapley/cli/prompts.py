@@ -60,11 +60,11 @@ def build(
     OUT gets the prompts to select on, OUT's name with .held-out those of other documents and other keywords.
     """
     from shapley.builder import build_prompts, match_on_loss, read_corpus
-    from shapley.runs import check_output
+    from shapley.files import check_output
 
     beside = held_out_path(out)
     for path in (out, beside):
-        check_output(path, overwrite=overwrite)
+        check_output(path, overwrite=overwrite, inputs=[corpus], resumable=False)
     limit = parse_memory(memory)
     documents = read_corpus(corpus, text_column, topic_column)
     names = [name.strip() for name in topics.split(",")] if topics else list(documents)

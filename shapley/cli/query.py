@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from shapley.clusters import DEFAULT_GUARD, Cluster, rank, select
-from shapley.errors import ShapleyError
+from shapley.files import check_output
 from shapley.merge import merge_scores
 from shapley.store import ScoreFile
 
@@ -73,8 +73,7 @@ def cluster(
     overwrite: bool,
 ) -> None:
     """Select a topic's cluster of neurons and write it as JSON."""
-    if out.exists() and not overwrite:
-        raise ShapleyError(f"{out} exists: pass --overwrite to replace it")
+    check_output(out, overwrite=overwrite, inputs=[scores], resumable=False)
     file = ScoreFile(scores)
     neurons = select(rank(file, topic, versus, guard), top_k=top_k, fraction=fraction, per_layer=per_layer)
     attrs = file.attrs(topic)
@@ -93,7 +92,6 @@ def cluster(
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 def merge(shards: tuple[Path, ...], out: Path, overwrite: bool) -> None:
     """Merge score files of one model: topics side by side, a topic's independent seeds into one estimate."""
-    if out.exists() and not overwrite:
-        raise ShapleyError(f"{out} exists: pass --overwrite to replace it")
+    check_output(out, overwrite=overwrite, inputs=shards, resumable=False)
     merge_scores(shards, out)
     click.echo(f"{len(ScoreFile(out).topics)} topics of {len(shards)} files: {out}")

@@ -71,8 +71,8 @@ def sweep(
 ) -> None:
     """Impair clusters by degrees and measure every topic."""
     impairment = make_impairment(rest)
+    from shapley.files import check_output
     from shapley.prompts import read_prompts
-    from shapley.runs import check_output
 
     by_topic = read_prompts(prompts, topics)
     chosen: dict[str, Cluster | None] = {}
@@ -81,7 +81,8 @@ def sweep(
         if key in chosen:
             raise ShapleyError(f"two clusters are called {key!r}: rename one file")
         chosen[key] = None if name == "all" else Cluster.load(name)
-    check_output(out, resume=resume, overwrite=overwrite)
+    inputs: list[str | Path] = [prompts, *(name for name in clusters if name != "all")]
+    check_output(out, resume=resume, overwrite=overwrite, inputs=inputs)
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ShapleyError(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf")
     limit = parse_memory(memory)

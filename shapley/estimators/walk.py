@@ -15,6 +15,7 @@ import numpy as np
 from shapley.estimators.base import Game, chunk_size
 from shapley.types import BoolArray, FloatArray, IntArray
 
+_CHUNK = 32  # coalitions: more would be wasted where truncation stops the walk
 _PATIENCE = 5
 
 
@@ -61,7 +62,7 @@ class Walk:
 
     def advance(self) -> None:
         """Evaluate the next chunk of coalitions."""
-        counts = self._pending()[: chunk_size(self.game)]
+        counts = self._pending()[: min(_CHUNK, chunk_size(self.game))]
         draws = np.full(len(counts), self.draw)
         self.values[counts] = self.game.values(self._rank[None, :] >= counts[:, None], draws=draws)
 
