@@ -41,7 +41,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_error(path: Path, error: OSError) -> ShapleyError:
     """The one line for a file that could not be written."""
     if disk_is_full(error):
-        return ShapleyError(f"cannot write {path}: the disk is full; free some space and run again (with --resume)")
+        return ShapleyError(f"cannot write {path}: the disk is full; free some space and run again")
     if not path.parent.exists():
         return ShapleyError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
     return ShapleyError(f"cannot write {path}: {error.strerror or error}")

@@ -198,6 +198,8 @@ MISTAKES = {
     "exact": (["estimate", "--estimator", "exact"], "72 players are more than 20"),
     "semivalue": (["estimate", "--semivalue", "beta(0,1)"], "beta"),
     "layers": (["estimate", "--layers", "2-7"], "layers 0 to 2"),
+    "layers backwards": (["estimate", "--layers", "5-2"], "such as 0-11"),
+    "guard alone": (["top", "{scores}", "--topic", "artist", "--guard", "2"], "--guard goes with --versus"),
     "layers text": (["estimate", "--layers", "top"], "such as 0-11"),
     "memory": (["estimate", "--memory", "lots"], "such as 2GiB"),
     "device": (["estimate", "--device", "gpuu"], "unknown device"),

@@ -102,6 +102,8 @@ def parse_layers(text: str | None) -> list[int] | None:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
+            if dash and int(last) < int(first):
+                raise ValueError
             layers.extend(range(int(first), int(last) + 1) if dash else [int(first)])
     except ValueError:
         raise ShapleyError(f"--layers {text!r}: expected layers such as 0-11 or 3,5,7-9") from None

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from shapley.clusters import DEFAULT_GUARD, Cluster, rank, select
+from shapley.errors import ShapleyError
 from shapley.files import check_output
 from shapley.merge import merge_scores
 from shapley.store import ScoreFile
@@ -18,10 +19,16 @@ from shapley.store import ScoreFile
 _VERSUS = click.option("--versus", multiple=True, metavar="TOPIC", help="Rank by contrast with these topics.")
 _GUARD = click.option(
     "--guard",
-    default=DEFAULT_GUARD,
-    show_default=True,
-    help="With --versus: minus so many times the largest absolute score elsewhere; 0: minus the others' mean.",
+    type=float,
+    help="With --versus: minus so many times the largest absolute score elsewhere; 0: minus the others' mean. "
+    f"[default: {DEFAULT_GUARD:g}]",
 )
+
+
+def _guard(guard: float | None, versus: tuple[str, ...]) -> float:
+    if guard is not None and not versus:
+        raise ShapleyError("--guard goes with --versus: name the topics to guard against")
+    return DEFAULT_GUARD if guard is None else guard
 
 
 @click.command()
@@ -32,9 +39,11 @@ _GUARD = click.option(
 @_GUARD
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-def top(scores: Path, topic: str, k: int, versus: tuple[str, ...], guard: float, style: str, as_json: bool) -> None:
+def top(
+    scores: Path, topic: str, k: int, versus: tuple[str, ...], guard: float | None, style: str, as_json: bool
+) -> None:
     """The top neurons of a topic."""
-    records = rank(ScoreFile(scores), topic, versus, guard).top(k)
+    records = rank(ScoreFile(scores), topic, versus, _guard(guard, versus)).top(k)
     if as_json or style == "json":
         click.echo(json.dumps(records))
     elif style == "csv":
@@ -68,12 +77,13 @@ def cluster(
     fraction: float | None,
     per_layer: bool,
     versus: tuple[str, ...],
-    guard: float,
+    guard: float | None,
     out: Path,
     overwrite: bool,
 ) -> None:
     """Select a topic's cluster of neurons and write it as JSON."""
     check_output(out, overwrite=overwrite, inputs=[scores], resumable=False)
+    guard = _guard(guard, versus)
     file = ScoreFile(scores)
     neurons = select(rank(file, topic, versus, guard), top_k=top_k, fraction=fraction, per_layer=per_layer)
     attrs = file.attrs(topic)
