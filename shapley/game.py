@@ -113,6 +113,20 @@ class NeuronGame:
         values = self._scorer.values([self.value], plan, coalitions=coalitions, dtype=self.value_dtype)[0]
         return values if prompts is not None else values.reshape(len(coalitions), -1).mean(axis=1)
 
+    def marginals(
+        self,
+        coalitions: BoolArray,
+        players: IntArray,
+        *,
+        prompts: IntArray | None = None,
+        draws: IntArray | None = None,
+    ) -> FloatArray:
+        """``[C, n_players]`` and ``[m]`` players -> ``[C, m]`` marginal contributions: the value with the player intact
+        minus that with it impaired, all others as in the coalition. Other arguments as ``values``."""
+        plan = self._plan(len(coalitions), prompts, draws)
+        rows = self._scorer.marginals(self.value, plan, coalitions, players, dtype=self.value_dtype)
+        return rows if prompts is not None else rows.reshape(len(coalitions), -1, len(players)).mean(axis=1)
+
     def gradients(
         self, coalitions: BoolArray, *, prompts: IntArray | None = None, draws: IntArray | None = None
     ) -> tuple[FloatArray, Float32Array]:

@@ -32,8 +32,8 @@ class Rows:
             position, which is as independent of batching, but the same where two prompts have the same words.
         draws: number of each row's noise draw; 0 by default.
         strength: each row's strength, in place of the impairment's.
-        intact: for each layer, ``[rows, width]`` in [0, 1], 1 where a neuron is in the row's coalition; ``None``
-            for a layer that stays whole. A float tensor may require a gradient.
+        intact: for each layer, ``[rows, width]``, bool or float in [0, 1], 1 where a neuron is in the row's coalition;
+            ``None`` for a layer that stays whole. A float tensor may require a gradient.
     """
 
     prompt_keys: Sequence[str] | None = None
@@ -259,6 +259,7 @@ class _LayerEdit:
         """Coalitions: intact columns keep their activation, the cluster's others are impaired; exact at 0 and 1, and
         differentiable between."""
         rows = x.shape[0]
+        intact = intact.float() if intact.dtype == torch.bool else intact
         intact = intact.repeat_interleave(rows // len(intact), dim=0) if len(intact) != rows else intact
         if not self.whole:
             kept = torch.ones_like(intact).index_copy(1, self.columns, intact[:, self.columns])

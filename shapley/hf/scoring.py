@@ -18,6 +18,7 @@ from torch import Tensor
 from shapley.errors import ShapleyError
 from shapley.hf.hooks import Rows, impair, only_answer_logits
 from shapley.hf.load import LanguageModel
+from shapley.hf.replay import record_entries, start_at
 from shapley.hf.statistics import pad_right
 from shapley.impairment import Impairment
 from shapley.prompts import Prompt
@@ -183,18 +184,112 @@ class RowScorer:
         self.forward_rows += 3 * len(plan)
         return values, gradients
 
-    def _rows(self, plan: RowPlan, chosen: IntArray, coalitions: BoolArray | None, leaves: list[Tensor] | None) -> Rows:
-        """The hook settings of a batch; gates that want a gradient are added to ``leaves``."""
+    def marginals(
+        self,
+        name: ValueName,
+        plan: RowPlan,
+        coalitions: BoolArray,
+        players: IntArray,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> FloatArray:
+        """Marginal contributions: the value of each row with the player intact minus that with it impaired, the other
+        players as in the row's coalition.
+
+        A row is run whole once, and then once for each player, its own place in the coalition turned, from that
+        player's layer on (``shapley.hf.replay``). Players of like layers share batches. Each run counts as a forward
+        row, whatever part of the model it went through.
+
+        Returns:
+            ``[rows, len(players)]`` float64.
+        """
+        out = np.empty((len(plan), len(players)))
+        if not len(players) or not len(plan):
+            return out
+        layer_of = np.asarray(self.layers)[players // self.width]
+
+        def run(chosen: IntArray) -> None:
+            out[chosen] = self._turn(name, plan, chosen, coalitions, players, layer_of, dtype)
+
+        order = np.argsort(self._lengths[plan.prompts], kind="stable")
+        n_layers = len(np.unique(layer_of))
+        for start in range(0, len(order), fits := self._prefixes(n_layers, plan)):
+            _halving(order[start : start + fits], run)
+        self.forward_rows += len(plan) * (1 + len(players))
+        return out
+
+    def _turn(
+        self,
+        name: ValueName,
+        plan: RowPlan,
+        rows: IntArray,
+        coalitions: BoolArray,
+        players: IntArray,
+        layer_of: IntArray,
+        dtype: torch.dtype,
+    ) -> FloatArray:
+        """``[len(rows), len(players)]`` marginals of rows whose prefixes fit into memory together."""
+        assert plan.coalitions is not None
+        length = int(self._lengths[plan.prompts[rows]].max())
+        with torch.no_grad(), record_entries(self.lm.sites, frozenset(layer_of.tolist())) as entries:
+            settings = self._rows(plan, rows, coalitions, None)
+            base = self._forward([name], plan.prompts[rows], settings, None, dtype)[0].cpu().double().numpy()
+        turned = np.empty((len(rows), len(players)))
+        flat = turned.reshape(-1)
+        by_layer = np.argsort(np.tile(layer_of, len(rows)), kind="stable")  # pairs (row, player), row by row
+
+        def run(pairs: IntArray) -> None:
+            row, player = np.divmod(pairs, len(players))
+            with torch.no_grad():
+                start = int(layer_of[player].min())
+                settings = self._rows(plan, rows[row], coalitions, None, turned=players[player], start=start)
+                index = torch.from_numpy(row).to(self.lm.device)
+                with start_at(self.lm.sites, start, entries, index):
+                    values = self._forward([name], plan.prompts[rows[row]], settings, None, dtype, length)[0]
+            flat[pairs] = values.cpu().double().numpy()
+
+        most = min(self._most_rows, max(1, self._memory // self._row_bytes(length, backward=False)))
+        for first in range(0, len(by_layer), most):
+            _halving(by_layer[first : first + most], run)
+        intact = coalitions[plan.coalitions[rows][:, None], players[None, :]]
+        return np.where(intact, base[:, None] - turned, turned - base[:, None])
+
+    def _prefixes(self, n_layers: int, plan: RowPlan) -> int:
+        """How many rows' hidden states fit into half of the memory."""
+        longest = int(self._lengths[plan.prompts].max())
+        return int(max(1, self._memory // 2 // (4 * n_layers * longest * self.lm.sites.d_model)))
+
+    def _rows(
+        self,
+        plan: RowPlan,
+        chosen: IntArray,
+        coalitions: BoolArray | None,
+        leaves: list[Tensor] | None,
+        *,
+        turned: IntArray | None = None,
+        start: int = 0,
+    ) -> Rows:
+        """The hook settings of a batch.
+
+        Args:
+            plan, chosen, coalitions: the rows.
+            leaves: gates that want a gradient are added to it.
+            turned: ``[len(chosen)]``, a player of each row whose place in the coalition is turned.
+            start: the first layer that runs.
+        """
         intact: list[Tensor | None] | None = None
         if coalitions is not None:
             assert plan.coalitions is not None
-            mask = torch.from_numpy(coalitions[plan.coalitions[chosen]]).to(self.lm.device)
+            mask = coalitions[plan.coalitions[chosen]]
+            if turned is not None:
+                mask[np.arange(len(chosen)), turned] ^= True
             intact = [None] * self.lm.sites.n_layers
-            for layer, part in zip(self.layers, mask.split(self.width, dim=1), strict=True):
-                gate = part.float()
+            parts = torch.from_numpy(mask).to(self.lm.device).split(self.width, dim=1)
+            for layer, gate in zip(self.layers, parts, strict=True):
                 if leaves is not None:
-                    leaves.append(gate.requires_grad_(True))
-                intact[layer] = gate
+                    gate = gate.float().requires_grad_(True)
+                    leaves.append(gate)
+                intact[layer] = gate if layer >= start else None
         return Rows(
             prompt_keys=[self.prompts[i].key for i in plan.prompts[chosen]],
             draws=None if plan.draws is None else plan.draws[chosen].tolist(),
@@ -203,12 +298,18 @@ class RowScorer:
         )
 
     def _forward(
-        self, names: Sequence[ValueName], prompts: IntArray, rows: Rows, cluster: Any, dtype: torch.dtype
+        self,
+        names: Sequence[ValueName],
+        prompts: IntArray,
+        rows: Rows,
+        cluster: Any,
+        dtype: torch.dtype,
+        length: int = 0,
     ) -> Tensor:
-        """``[len(names), rows]`` float32."""
+        """``[len(names), rows]`` float32; rows are padded to ``length`` tokens at least."""
         device = self.lm.device
         encoded = [self._encoded[i] for i in prompts]
-        ids, valid = pad_right((e.ids for e in encoded), self.lm.pad_id)
+        ids, valid = pad_right((e.ids for e in encoded), self.lm.pad_id, length)
         answers, present = pad_right((e.ids[e.start :] for e in encoded), 0)
         # The token before each answer token predicts it; padded places point at a real position and are not counted.
         positions = torch.tensor([e.start - 1 for e in encoded])[:, None] + torch.arange(answers.shape[1])
@@ -230,15 +331,18 @@ class RowScorer:
 
     def _split(self, order: IntArray, prompts: IntArray, backward: bool) -> Iterator[IntArray]:
         """Consecutive runs of the sorted rows, each within the memory budget at its longest row."""
-        most = _CPU_ROWS if self.lm.device.type == "cpu" else _GPU_ROWS
         start = 0
         while start < len(order):
-            stop = min(start + most, len(order))
+            stop = min(start + self._most_rows, len(order))
             longest = int(self._lengths[prompts[order[stop - 1]]])
             fits = max(1, self._memory // self._row_bytes(longest, backward))
             stop = min(stop, start + fits)
             yield order[start:stop]
             start = stop
+
+    @property
+    def _most_rows(self) -> int:
+        return _CPU_ROWS if self.lm.device.type == "cpu" else _GPU_ROWS
 
     def _row_bytes(self, length: int, backward: bool) -> int:
         """Bytes of activations of one row: a block's working set, kept for every block when a backward follows."""
