@@ -58,11 +58,11 @@ def record_entries(sites: ModelSites, layers: frozenset[int]) -> Iterator[Entrie
 
 
 @contextmanager
-def start_at(sites: ModelSites, layer: int, entries: Entries, rows: Tensor) -> Iterator[None]:
-    """Run from block ``layer`` on, row ``r`` of the batch from the recorded row ``rows[r]``. The batch must be padded as
-    the recorded one was."""
+def start_at(sites: ModelSites, layer: int, entries: Entries, rows: Tensor, length: int) -> Iterator[None]:
+    """Run from block ``layer`` on, row ``r`` of the batch from the recorded row ``rows[r]``. The batch is ``length``
+    tokens long, padded on the right; what was recorded beyond them was padding, which no token attends to."""
     below = sites.blocks[:layer]
-    hidden = entries.hidden[layer].index_select(0, rows)
+    hidden = entries.hidden[layer][:, :length].index_select(0, rows)
     try:
         for index, block in enumerate(below):
             extras = entries.extras[index]

@@ -27,6 +27,9 @@ from shapley.values import row_values
 
 _CPU_ROWS = 64  # two to sixteen cores are saturated long before this
 _GPU_ROWS = 4096
+_CPU_REPLAYED = 16  # fewer, so that a batch spans fewer layers
+_GPU_REPLAYED = 512
+_NEIGHBOURS = 4  # rows of like length whose candidates share batches
 
 
 @dataclass(frozen=True)
@@ -230,29 +233,37 @@ class RowScorer:
     ) -> FloatArray:
         """``[len(rows), len(players)]`` marginals of rows whose prefixes fit into memory together."""
         assert plan.coalitions is not None
-        length = int(self._lengths[plan.prompts[rows]].max())
+        lengths = self._lengths[plan.prompts[rows]]
         with torch.no_grad(), record_entries(self.lm.sites, frozenset(layer_of.tolist())) as entries:
             settings = self._rows(plan, rows, coalitions, None)
             base = self._forward([name], plan.prompts[rows], settings, None, dtype)[0].cpu().double().numpy()
         turned = np.empty((len(rows), len(players)))
-        flat = turned.reshape(-1)
-        by_layer = np.argsort(np.tile(layer_of, len(rows)), kind="stable")  # pairs (row, player), row by row
 
         def run(pairs: IntArray) -> None:
             row, player = np.divmod(pairs, len(players))
-            with torch.no_grad():
-                start = int(layer_of[player].min())
+            start = int(layer_of[player].min())
+            index = torch.from_numpy(row).to(self.lm.device)
+            with torch.no_grad(), start_at(self.lm.sites, start, entries, index, int(lengths[row].max())):
                 settings = self._rows(plan, rows[row], coalitions, None, turned=players[player], start=start)
-                index = torch.from_numpy(row).to(self.lm.device)
-                with start_at(self.lm.sites, start, entries, index):
-                    values = self._forward([name], plan.prompts[rows[row]], settings, None, dtype, length)[0]
-            flat[pairs] = values.cpu().double().numpy()
+                values = self._forward([name], plan.prompts[rows[row]], settings, None, dtype)[0]
+            turned[row, player] = values.cpu().double().numpy()
 
-        most = min(self._most_rows, max(1, self._memory // self._row_bytes(length, backward=False)))
-        for first in range(0, len(by_layer), most):
-            _halving(by_layer[first : first + most], run)
+        for batch in self._batches_by_layer(lengths, layer_of):
+            _halving(batch, run)
         intact = coalitions[plan.coalitions[rows][:, None], players[None, :]]
         return np.where(intact, base[:, None] - turned, turned - base[:, None])
+
+    def _batches_by_layer(self, lengths: IntArray, layer_of: IntArray) -> Iterator[IntArray]:
+        """Pairs (row, player), numbered row by row, in batches of like layers and like lengths: rows are sorted by
+        length; a few neighbours share a batch, so that it spans few layers."""
+        n_players = len(layer_of)
+        by_layer = np.argsort(layer_of, kind="stable")
+        for first in range(0, len(lengths), _NEIGHBOURS):
+            rows = np.arange(first, min(first + _NEIGHBOURS, len(lengths)))
+            pairs = (rows[None, :] * n_players + by_layer[:, None]).reshape(-1)
+            fits = max(1, self._memory // self._row_bytes(int(lengths[rows].max()), backward=False))
+            most = min(self._most_replayed, fits)
+            yield from (pairs[start : start + most] for start in range(0, len(pairs), most))
 
     def _prefixes(self, n_layers: int, plan: RowPlan) -> int:
         """How many rows' hidden states fit into half of the memory."""
@@ -304,12 +315,11 @@ class RowScorer:
         rows: Rows,
         cluster: Any,
         dtype: torch.dtype,
-        length: int = 0,
     ) -> Tensor:
-        """``[len(names), rows]`` float32; rows are padded to ``length`` tokens at least."""
+        """``[len(names), rows]`` float32."""
         device = self.lm.device
         encoded = [self._encoded[i] for i in prompts]
-        ids, valid = pad_right((e.ids for e in encoded), self.lm.pad_id, length)
+        ids, valid = pad_right((e.ids for e in encoded), self.lm.pad_id)
         answers, present = pad_right((e.ids[e.start :] for e in encoded), 0)
         # The token before each answer token predicts it; padded places point at a real position and are not counted.
         positions = torch.tensor([e.start - 1 for e in encoded])[:, None] + torch.arange(answers.shape[1])
@@ -339,6 +349,10 @@ class RowScorer:
             stop = min(stop, start + fits)
             yield order[start:stop]
             start = stop
+
+    @property
+    def _most_replayed(self) -> int:
+        return _CPU_REPLAYED if self.lm.device.type == "cpu" else _GPU_REPLAYED
 
     @property
     def _most_rows(self) -> int:

@@ -78,11 +78,10 @@ def _batches(ids: Sequence[Sequence[int]], pad_id: int) -> Iterator[tuple[Tensor
         yield pad_right(ordered[start : start + BATCH], pad_id)
 
 
-def pad_right(ids: Iterable[Sequence[int]], pad_id: int, length: int = 0) -> tuple[Tensor, Tensor]:
-    """Token lists -> ids ``[rows, tokens]`` int64, at least ``length`` tokens, and which of them are real, bool. Right
-    padding is safe in every family; left padding without position ids is not."""
+def pad_right(ids: Iterable[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token lists -> ids ``[rows, tokens]`` int64 and which of them are real, bool. Right padding is safe in every
+    family; left padding without position ids is not."""
     rows = [torch.tensor(tokens, dtype=torch.int64) for tokens in ids]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
-    padded = torch.nn.functional.pad(padded, (0, max(0, length - padded.shape[1])), value=pad_id)
     lengths = torch.tensor([len(row) for row in rows])
     return padded, torch.arange(padded.shape[1])[None] < lengths[:, None]
