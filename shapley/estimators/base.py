@@ -67,6 +67,7 @@ class Estimate:
         value_full, value_empty: v(N) and v(0).
         forward_rows: rows run through the model, a backward counted as two.
         details: what else the estimator wants recorded.
+        exact: ``[n]``, which scores come from exact differences; ``None`` where all or none do.
     """
 
     score: FloatArray
@@ -78,6 +79,7 @@ class Estimate:
     value_empty: float
     forward_rows: int
     details: dict[str, Any] = field(default_factory=dict)
+    exact: BoolArray | None = None
 
     @property
     def efficiency_gap(self) -> float:

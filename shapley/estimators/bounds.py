@@ -43,9 +43,15 @@ def radius(
     return np.where(count >= (_LEAST_ASYMPTOTIC if bound == "asymptotic" else 2), half, np.inf)
 
 
-def separated(score: FloatArray, half: FloatArray, k: int) -> tuple[BoolArray, BoolArray]:
-    """Which players are certainly in the top ``k`` and which certainly are not, given intervals that all hold."""
-    lower, upper = score - half, score + half
+def spent_quantile(share: float, df: IntArray) -> FloatArray:
+    """Two-sided Student quantiles for failure probability ``share`` at ``df`` degrees of freedom."""
+    return np.asarray(stats.t.isf(share / 2, np.maximum(df, 1)))
+
+
+def separated(score: FloatArray, half: FloatArray, k: int, tolerance: float = 0.0) -> tuple[BoolArray, BoolArray]:
+    """Which players are certainly in the top ``k`` and which certainly are not, given intervals that all hold; players
+    that differ by at most ``tolerance`` may take each other's place."""
+    lower, upper = score - half + tolerance, score + half
     kth_lower = np.partition(lower, -k)[-k]
     next_upper = np.partition(upper, -k - 1)[-k - 1] if k < len(score) else -np.inf
     return lower > next_upper, upper < kth_lower

@@ -73,3 +73,29 @@ class Moments:
     def load(self, state: dict[str, np.ndarray]) -> None:
         for name in vars(self):
             setattr(self, name, np.array(state[name]))
+
+
+class Welford:
+    """Means and variances only, in float32: 8 bytes a player."""
+
+    def __init__(self, n_players: int) -> None:
+        self.count = 0
+        self.mean: Float32Array = np.zeros(n_players, dtype=np.float32)
+        self.m2: Float32Array = np.zeros(n_players, dtype=np.float32)
+
+    def add(self, sample: FloatArray) -> None:
+        self.count += 1
+        delta = sample.astype(np.float32) - self.mean
+        self.mean += delta / np.float32(self.count)
+        self.m2 += delta * (sample.astype(np.float32) - self.mean)
+
+    def variance(self) -> FloatArray:
+        """Sample variances, zero before the second sample."""
+        return self.m2.astype(np.float64) / max(self.count - 1, 1)
+
+    def state(self, prefix: str) -> dict[str, np.ndarray]:
+        return {f"{prefix}_{name}": np.asarray(value) for name, value in vars(self).items()}
+
+    def load(self, state: dict[str, np.ndarray], prefix: str) -> None:
+        self.count = int(state[f"{prefix}_count"])
+        self.mean, self.m2 = (np.array(state[f"{prefix}_{name}"]) for name in ("mean", "m2"))

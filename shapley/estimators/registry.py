@@ -13,11 +13,12 @@ from shapley.estimators.gradient import Gradient
 from shapley.estimators.permutation import Permutation
 from shapley.estimators.semivalue import Semivalue
 from shapley.estimators.tmab import Tmab
+from shapley.estimators.two_stage import TwoStage
 
 ESTIMATORS: dict[str, type[Estimator]] = {
-    estimator.name: estimator for estimator in (Exact, Permutation, Tmab, Gradient)
+    estimator.name: estimator for estimator in (Exact, Permutation, Tmab, Gradient, TwoStage)
 }
-_SPECIAL = ("top_k", "delta", "bound", "truncation")
+_SPECIAL = ("top_k", "delta", "bound", "truncation", "tolerance")
 DEFAULT_BUDGET = 3072  # forward rows a topic: 1,024 gradient rows, three minutes for 135M parameters on two cores
 
 
@@ -29,7 +30,9 @@ class Plan:
         estimator: a name in ``ESTIMATORS``, or ``auto``.
         samples: how many permutations, coalitions or draws; what the budget allows if not given.
         budget: upper bound on forward rows of one topic.
-        top_k, delta, bound: for ``tmab``: how many players to separate, with what probability of failure.
+        top_k, delta, bound: for ``tmab`` and ``two-stage``: how many players to separate, with what probability of
+            failure.
+        tolerance: for ``two-stage``: by how much a player of the top k may be worse than another.
         truncation: for ``permutation`` and ``tmab``: a fraction of v(N) - v(0).
 
     What is ``None`` is left to the estimator.
@@ -43,6 +46,7 @@ class Plan:
     delta: float | None = None
     bound: BoundName | None = None
     truncation: float | None = None
+    tolerance: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +58,8 @@ class Plan:
                 raise ShapleyError(f"--{name} {number} must be at least 1")
         if self.delta is not None and not 0 < self.delta < 1:
             raise ShapleyError(f"--delta {self.delta} must lie between 0 and 1")
+        if self.tolerance is not None and not 0 <= self.tolerance < float("inf"):
+            raise ShapleyError(f"--tolerance {self.tolerance} must be a number of at least 0")
         if self.truncation is not None and not 0 <= self.truncation < 1:
             raise ShapleyError(f"--truncation {self.truncation} must be at least 0 and less than 1")
 

@@ -67,7 +67,7 @@ def start_at(sites: ModelSites, layer: int, entries: Entries, rows: Tensor, leng
         for index, block in enumerate(below):
             extras = entries.extras[index]
             output = hidden if extras is None else (hidden, *[None] * extras)
-            block.block.forward = lambda *args, _output=output, **kwargs: _output  # type: ignore[method-assign,misc]
+            block.block.forward = lambda *args, _output=output, **kwargs: _output
         yield
     finally:
         for block in below:

@@ -1,0 +1,85 @@
+"""How far off the screen is, measured on players drawn at random."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from shapley.types import FloatArray
+
+CONFIDENCE = 0.95
+_WANTED = 29  # the largest of 29 bounds nine tenths of all players with confidence .95: .9^29 < .05
+_MOST_OF_BUDGET = 0.25
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit of ``players`` players found. NaN before one.
+
+    Attributes:
+        players: how many were audited.
+        rms: root mean square of the screen's bias over all players, estimated (noise of the audit taken off).
+        bound: the largest bias seen, two standard errors added. Of all players, at least the fraction ``covers`` has a
+            smaller one, with confidence 0.95 (the distribution-free bound of order statistics, Wilks 1941).
+        share: mean squared bias over mean square of the unit gradients.
+        bound_ratio: as ``bound``, each player's bias taken over the root mean square of its unit gradients.
+    """
+
+    players: int
+    rms: float
+    bound: float
+    share: float
+    bound_ratio: float
+
+    @classmethod
+    def unknown(cls) -> Audit:
+        return cls(0, np.nan, np.nan, np.nan, np.inf)
+
+    @classmethod
+    def measure(cls, bias: FloatArray, variance: FloatArray, scale: FloatArray) -> Audit:
+        """From the audited players' estimated biases, these estimates' variances, and mean square unit gradients."""
+        if not len(bias):
+            return cls.unknown()
+        square = max(0.0, float((bias**2 - variance).mean()))
+        worst = np.abs(bias) + 2 * np.sqrt(variance)
+        ratio = np.divide(worst, np.sqrt(scale), out=np.zeros_like(worst), where=scale > 0)
+        total = float(scale.mean())
+        return cls(
+            len(bias),
+            float(np.sqrt(square)),
+            float(worst.max()),
+            square / total if total > 0 else 0.0,
+            float(ratio.max()),
+        )
+
+    @property
+    def covers(self) -> float:
+        """The fraction of players that the bound holds for, with confidence 0.95."""
+        return float((1 - CONFIDENCE) ** (1 / self.players)) if self.players else 0.0
+
+    def record(self) -> dict[str, Any]:
+        """For the score file."""
+        if not self.players:
+            return {"players": 0}
+        return {
+            "players": self.players,
+            "bias_rms": self.rms,
+            "bias_bound": self.bound,
+            "bound_covers": self.covers,
+            "confidence": CONFIDENCE,
+        }
+
+    def array(self) -> np.ndarray:
+        return np.array(astuple(self), dtype=float)
+
+    @classmethod
+    def from_array(cls, values: np.ndarray) -> Audit:
+        players, *rest = map(float, values)
+        return cls(int(players), *rest)
+
+
+def audit_size(n_players: int, differences: int) -> int:
+    """How many players to audit, where the second stage can pay so many units of differences."""
+    return int(min(_WANTED, n_players, _MOST_OF_BUDGET * differences))

@@ -1,0 +1,270 @@
+"""Two stages: gradients for all players, exact differences where they matter.
+
+1. *Screen.* Units of 16 coalitions (``coalitions``), one gradient row each. A player's gradient is averaged half over
+   coalitions that hold it and half over those that do not: the trapezoid rule for the integral of the derivative over
+   its own gate, exact to second order, where a plain mean is exact to first. The rule's weights are noisy, so its
+   correction is shrunk by what earlier units say it is worth.
+2. *Audit.* Players drawn at random from all get exact differences at one unit's coalitions: how far off the screen is.
+3. *Rounds.* In each, some players get exact differences at all coalitions of four more units, the same for all of them;
+   the gradients at these coalitions go on improving the screen, and serve as control variates (``refinement``). Half of
+   a round's places go to players that may be on the wrong side of the top k, half to those that add most to the mean
+   square error (``allocation``). Nobody leaves the coalitions: a player that is no longer refined is still put in and
+   taken out of them like any other.
+4. Stop when the top k is separated, or when the budget is spent.
+
+Scores of refined players are unbiased (but for the choice of when to stop sampling them, as with any bandit); the
+others' are the screen's, whose bias the audit bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from shapley.errors import ShapleyError, unknown_name
+from shapley.estimators.allocation import Standing, choose_players
+from shapley.estimators.audit import Audit, audit_size
+from shapley.estimators.base import DifferentiableGame, Estimate, Estimator, Game
+from shapley.estimators.bounds import BoundName, separated, spent_quantile
+from shapley.estimators.coalitions import N_PAIRS, ROWS_PER_UNIT, antithetic_coalitions, pairs_of, prompts_of
+from shapley.estimators.marginals import marginals
+from shapley.estimators.moments import Welford
+from shapley.estimators.refinement import RefinedScores, Refinement
+from shapley.estimators.semivalue import Semivalue
+from shapley.keyed import keyed_rng
+from shapley.types import FloatArray, IntArray
+
+SCREEN_SHARE = 0.4  # of the budget
+ROUND_UNITS = 4
+_GRADIENT_ROWS = 3 * ROWS_PER_UNIT
+_LEAST_FRACTION = 0.06  # of the trapezoid rule's weights, which are at most 1 / (2 * 0.06)
+_LEAST_ROUND = 16  # players: with fewer, gradients would cost more than differences
+_MOST_ROUNDS = 8
+
+Sample = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
+
+
+class TwoStage(Estimator):
+    """``samples`` counts the screen's coalitions; exact differences cost one and a half times as many rows again.
+
+    Args:
+        top_k: how many players to separate; a tenth of all, at most 100, by default.
+        delta: failure probability of the claim that the top k is separated, over all players and looks.
+        bound: ``asymptotic``, the only one it has.
+        tolerance: top k players may be worse than others by so much, in units of the value.
+    """
+
+    name: ClassVar[str] = "two-stage"
+    options: ClassVar[frozenset[str]] = frozenset({"top_k", "delta", "bound", "tolerance"})
+
+    def __init__(
+        self,
+        game: DifferentiableGame,
+        *,
+        semivalue: Semivalue,
+        seed: int = 0,
+        key: str = "",
+        samples: int = 512,
+        top_k: int | None = None,
+        delta: float = 0.05,
+        bound: BoundName = "asymptotic",
+        tolerance: float = 0.0,
+    ) -> None:
+        n = game.n_players
+        if bound != "asymptotic":
+            if bound not in ("valid", "published"):
+                raise unknown_name("bound", bound, ("asymptotic",))
+            raise ShapleyError(f"estimator 'two-stage' has no {bound!r} bound, only 'asymptotic': use tmab for it")
+        self.top_k = max(1, min(100, n // 10)) if top_k is None else top_k
+        if self.top_k > n:
+            raise ShapleyError(f"--top-k {self.top_k} is more than the {n} players")
+        self.delta, self.tolerance = delta, tolerance
+        super().__init__(game, semivalue=semivalue, seed=seed, key=key, samples=samples)
+        self._differentiable = game
+        self.n_screen = self.n_units
+        budget = self.n_screen * (self.rows_per_unit - _GRADIENT_ROWS)
+        self.audited = np.sort(keyed_rng(seed, key, "audit").permutation(n)[: audit_size(n, budget // ROWS_PER_UNIT)])
+        budget -= _GRADIENT_ROWS + ROWS_PER_UNIT * (1 + len(self.audited))
+        self.n_rounds, self.round_players = _rounds(budget, n)
+        self._planned = self.planned_rows
+        self.n_units = self.n_screen + 1 + ROUND_UNITS * self.n_rounds
+        self.gradient = Welford(n)  # of units' plain mean gradients: the control variates' mean
+        self.correction = Welford(n)  # of units' trapezoid corrections
+        self.refinement = Refinement(n)
+        self.active: IntArray = np.empty(0, dtype=np.int64)  # of the round at work
+        self._audit = Audit.unknown()
+        self._separated = False
+        self._looks = 0
+
+    @classmethod
+    def unit_cost(cls, game: Game) -> tuple[int, int]:
+        return ROWS_PER_UNIT, round(_GRADIENT_ROWS / SCREEN_SHARE)
+
+    @property
+    def planned_rows(self) -> int:
+        return self._planned if hasattr(self, "_planned") else super().planned_rows
+
+    @property
+    def finished(self) -> bool:
+        return super().finished or self._separated
+
+    def advance(self) -> Sample:
+        """The unit's plain gradient ``[n]``, its trapezoid correction ``[n]``, and, for the players at work, marginals
+        and gradients ``[8, m]``, pair by pair."""
+        players = self._at_work()
+        coalitions, fractions = antithetic_coalitions(self.game.n_players, self.semivalue, self.seed, self.unit)
+        prompts = np.repeat(prompts_of(self.unit, self.game.n_prompts, self.seed, self.key), 2)
+        draws = np.repeat(pairs_of(self.unit), 2)
+        _, gradients = self._differentiable.gradients(coalitions, prompts=prompts, draws=draws)
+        plain = gradients.mean(axis=0, dtype=np.float64)
+        correction = np.zeros_like(plain)
+        for inside, row, q in zip(coalitions, gradients, fractions, strict=True):
+            weight_in, weight_out = (0.5 / max(chance, _LEAST_FRACTION) - 1 for chance in (q, 1 - q))
+            correction += np.where(inside, weight_in, weight_out) * row / ROWS_PER_UNIT
+        exact = (
+            marginals(self.game, coalitions, players, prompts, draws) if len(players) else np.empty((len(prompts), 0))
+        )
+        by_pair = (rows.reshape(N_PAIRS, 2, -1).mean(axis=1) for rows in (exact, gradients[:, players].astype(float)))
+        return plain, correction, *by_pair
+
+    def add(self, sample: Sample) -> None:
+        plain, correction, exact, gradients = sample
+        players = self._at_work()
+        self.moments.add(plain + self._trust() * correction, replicate=self.unit)
+        self.gradient.add(plain)
+        self.correction.add(correction)
+        if len(players):
+            self.refinement.add(players, exact, gradients)
+        done = self.unit + 1 - self.n_screen  # units of the second stage
+        if done == 1:
+            self._audit = self._measure_bias()
+        if done >= 1 and (done - 1) % ROUND_UNITS == 0:
+            self._look()
+
+    def estimate(self) -> Estimate:
+        estimate = super().estimate()
+        refined = self._refined()
+        score, stderr, count = estimate.score.copy(), estimate.stderr.copy(), estimate.count.copy()
+        screen, spread = score[refined.players], stderr[refined.players]
+        score[refined.players] = refined.score
+        stderr[refined.players] = np.sqrt(refined.variance)
+        count[refined.players] = refined.units
+        # Groups of a refined player keep the screen's pattern of noise, scaled to the player's own standard error.
+        groups = estimate.replicates
+        scale = np.divide(stderr[refined.players], spread, out=np.ones_like(spread), where=spread > 0)
+        groups[:, refined.players] = refined.score + scale * (groups[:, refined.players] - screen)
+        return replace(estimate, score=score, stderr=stderr, count=count, replicates=groups, exact=self._exact(refined))
+
+    def details(self) -> dict[str, Any]:
+        return {
+            "screened_coalitions": min(self.unit, self.n_screen) * ROWS_PER_UNIT,
+            "rounds": max(0, self.unit - self.n_screen - 1) // ROUND_UNITS,
+            "refined": len(self._refined().players),
+            "top_k": self.top_k,
+            "delta": self.delta,
+            "bound": "asymptotic",
+            "tolerance": self.tolerance,
+            "separated": self._separated,
+            "stopped": "the top k is separated" if self._separated else "the budget is spent",
+            "audit": self._audit.record(),
+        }
+
+    def state(self) -> dict[str, np.ndarray]:
+        scalars = {
+            "active": self.active,
+            "separated": np.array(self._separated),
+            "looks": np.array(self._looks),
+            "audit": self._audit.array(),
+        }
+        parts = self.gradient.state("gradient") | self.correction.state("correction") | self.refinement.state()
+        return super().state() | scalars | parts
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        super().load(state)
+        self.active = np.array(state["active"])
+        self._separated, self._looks = bool(state["separated"]), int(state["looks"])
+        self._audit = Audit.from_array(state["audit"])
+        self.gradient.load(state, "gradient")
+        self.correction.load(state, "correction")
+        self.refinement.load(state)
+
+    def _at_work(self) -> IntArray:
+        """The players that get exact differences in this unit."""
+        if self.unit < self.n_screen:
+            return np.empty(0, dtype=np.int64)
+        return self.audited if self.unit == self.n_screen else self.active
+
+    def _trust(self) -> FloatArray | float:
+        """``[n]``, how much of the trapezoid correction to believe: its variance between players over that plus its
+        variance of estimation (empirical Bayes, with the spread between players in proportion to ``_scale``)."""
+        if self.unit < 2:
+            return 0.0
+        noise = self.correction.variance() / self.unit
+        scale = self._scale()
+        total = float(scale.sum())
+        worth = max(0.0, float((self.correction.mean.astype(float) ** 2 - noise).sum())) / total if total > 0 else 0.0
+        signal = worth * scale
+        return np.divide(signal, signal + noise, out=np.zeros_like(signal), where=signal > 0)
+
+    def _scale(self) -> FloatArray:
+        """``[n]``: mean square of the unit gradients, which curvature goes with."""
+        return self.gradient.variance() + self.gradient.mean.astype(float) ** 2
+
+    def _refined(self) -> RefinedScores:
+        """Players that went through a whole round."""
+        part = self.refinement.players
+        known = self.refinement.scores(self.gradient.mean[part].astype(float), self.gradient.variance()[part], max(self.unit, 1))
+        whole = known.units >= ROUND_UNITS
+        return RefinedScores(known.players[whole], known.score[whole], known.variance[whole], known.units[whole])
+
+    def _exact(self, refined: RefinedScores) -> np.ndarray:
+        exact = np.zeros(self.game.n_players, dtype=bool)
+        exact[refined.players] = True
+        return exact
+
+    def _measure_bias(self) -> Audit:
+        """Bias of the screen on the audited players: their mean exact difference minus gradient at the same coalitions,
+        less the correction that the screen already makes."""
+        mean, variance = self.refinement.residuals()
+        correction = self.moments.mean[self.audited] - self.gradient.mean[self.audited]
+        return Audit.measure(mean - correction, variance, self._scale()[self.audited])
+
+    def _standing(self) -> Standing:
+        refined = self._refined()
+        score, variance = self.moments.mean.copy(), self.moments.variance() / max(self.unit, 1)
+        bias = self._audit.share * self._scale()
+        units = np.zeros(len(score), dtype=np.int64)
+        score[refined.players], variance[refined.players] = refined.score, refined.variance
+        bias[refined.players], units[refined.players] = 0.0, refined.units
+        return Standing(score, variance, bias, units)
+
+    def _look(self) -> None:
+        """Between rounds: is the top k separated, and who is refined next?"""
+        self._looks += 1
+        standing = self._standing()
+        if self._looks > 1:
+            half = self._half_widths(standing)
+            inside, outside = separated(standing.score, half, self.top_k, self.tolerance)
+            self._separated = bool((inside | outside).all())
+        if not self.finished:
+            self.active = np.sort(choose_players(standing, self.top_k, self.round_players))
+
+    def _half_widths(self, standing: Standing) -> FloatArray:
+        """Half-widths that hold over all players and looks as far as the central limit theorem does; a screened player's
+        is widened by the audit's bound."""
+        refined = standing.units > 0
+        df = np.where(refined, standing.units, self.unit) - 1
+        share = self.delta / (len(df) * self._looks * (self._looks + 1))
+        half = spent_quantile(share, df) * np.sqrt(standing.variance)
+        return half + np.where(refined, 0.0, self._audit.bound_ratio * np.sqrt(self._scale()))
+
+
+def _rounds(budget: int, n_players: int) -> tuple[int, int]:
+    """How many rounds a budget of rows holds, and with how many players each."""
+    fixed = ROUND_UNITS * (_GRADIENT_ROWS + ROWS_PER_UNIT)
+    each = ROUND_UNITS * ROWS_PER_UNIT
+    rounds = min(_MOST_ROUNDS, max(1, budget // (fixed + each * min(_LEAST_ROUND, n_players))))
+    players = min(n_players, (budget // rounds - fixed) // each)
+    return (rounds, players) if players >= 1 else (0, 0)
