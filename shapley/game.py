@@ -20,7 +20,7 @@ from shapley.hf.scoring import RowPlan, RowScorer
 from shapley.impairment import Impairment
 from shapley.prompts import TopicPrompts
 from shapley.types import BoolArray, Float32Array, FloatArray, IntArray, ValueName
-from shapley.values import DIFFERENTIABLE, VALUES
+from shapley.values import DIFFERENTIABLE, SURROGATES, VALUES
 
 Number = TypeVar("Number", bound=np.number)
 _RANGES: dict[str, tuple[float, float]] = {
@@ -86,6 +86,7 @@ class NeuronGame:
 
     @property
     def differentiable(self) -> bool:
+        """Whether ``gradients`` are of the value itself."""
         return self.value in DIFFERENTIABLE
 
     @property
@@ -132,22 +133,17 @@ class NeuronGame:
     ) -> tuple[FloatArray, Float32Array]:
         """``[C, n_players]`` -> ``[C]`` values and ``[C, n_players]`` derivatives of the value with respect to the
         gate between each player's impaired (0) and intact (1) activation, at the coalition. Arguments as ``values``.
-
-        Raises:
-            ShapleyError: the value has no gradient.
+        Where the value has no gradient (accuracy), both are of its smooth surrogate (``shapley.values``).
         """
-        if not self.differentiable:
-            raise ShapleyError(
-                f"value {self.value!r} has no gradient: use --value logprob or margin, or an estimator of values"
-            )
+        name = SURROGATES.get(self.value, self.value)
         plan = self._plan(len(coalitions), prompts, draws)
         if prompts is not None:
-            return self._scorer.gradients(self.value, plan, coalitions, dtype=self.gradient_dtype)
+            return self._scorer.gradients(name, plan, coalitions, dtype=self.gradient_dtype)
         values = np.empty(len(coalitions))
         gradients = np.empty((len(coalitions), self.n_players), dtype=np.float32)
         for c in range(len(coalitions)):  # one coalition at a time: the rows' gradients are as large as the players
             own = plan.part(slice(c * self.n_prompts, (c + 1) * self.n_prompts))
-            value, gradient = self._scorer.gradients(self.value, own, coalitions, dtype=self.gradient_dtype)
+            value, gradient = self._scorer.gradients(name, own, coalitions, dtype=self.gradient_dtype)
             values[c], gradients[c] = value.mean(), gradient.mean(axis=0)
         return values, gradients
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shapley.errors import ShapleyError
-from shapley.store import ScoreFile, TopicScores, write_scores
+from shapley.store import ScoreFile, TopicScores, players_of, write_scores
 from shapley.types import Float32Array, IntArray
 
 
@@ -59,22 +59,38 @@ def _check_alike(first: dict[str, Any], second: dict[str, Any], where: str) -> N
 
 
 def _pool(parts: Sequence[TopicScores]) -> TopicScores:
-    counts = np.stack([part.count for part in parts])
+    exact = [part.exact if part.exact is not None else np.zeros(part.count.shape, dtype=bool) for part in parts]
+    # Where one file has exact differences, the first-order scores of the others would only bring their bias in.
+    left_out = [np.any(exact, axis=0) & ~own for own in exact]
+    counts = np.stack([np.where(out, 0, part.count) for part, out in zip(parts, left_out, strict=True)])
     means = np.stack([np.nan_to_num(part.score) for part in parts])
     total = counts.sum(axis=0)
     mean = (counts * means).sum(axis=0) / np.maximum(total, 1)
-    m2 = sum(_m2(part) for part in parts) + (counts * (means - mean) ** 2).sum(axis=0)
+    m2 = sum(np.where(out, 0, _m2(part)) for part, out in zip(parts, left_out, strict=True)) + (
+        counts * (means - mean) ** 2
+    ).sum(axis=0)
     score = np.where(total > 0, mean, np.nan)
     stderr = np.where(total > 1, np.sqrt(m2 / np.maximum(total - 1, 1) / np.maximum(total, 1)), np.nan)
-    first = parts[0].attrs
+    first, group = parts[0].attrs, parts[0].group
+    per_player = score if group is None else score.flat[players_of(group)]
     attrs = first | {
         "forward_rows": sum(part.attrs["forward_rows"] for part in parts),
         "wall_seconds": sum(part.attrs["wall_seconds"] for part in parts),
         "merged_seeds": json.dumps([seed for part in parts for seed in _seeds(part)]),
-        "efficiency_gap": first["value_full"] - first["value_empty"] - float(np.nansum(score)),
+        "efficiency_gap": first["value_full"] - first["value_empty"] - float(np.nansum(per_player)),
     }
     truncated = np.sum([part.truncated for part in parts], axis=0)
-    return TopicScores(score, stderr, total, truncated, _pool_replicates(parts, counts), attrs)
+    return TopicScores(
+        score,
+        stderr,
+        total,
+        truncated,
+        _pool_replicates(parts, counts),
+        attrs,
+        np.any(exact, axis=0) if any(map(np.any, exact)) else None,
+        group,
+        parts[0].group_names,
+    )
 
 
 def _pool_replicates(parts: Sequence[TopicScores], counts: IntArray) -> Float32Array:

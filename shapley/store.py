@@ -15,11 +15,12 @@ import numpy as np
 
 from shapley.errors import ShapleyError, unknown_name
 from shapley.files import atomic_path, disk_is_full, write_error
-from shapley.types import Float32Array, FloatArray, IntArray
+from shapley.types import BoolArray, Float32Array, FloatArray, IntArray
 
 FORMAT = "neuron-shapley"
 VERSION = 1
 _ARRAYS = ("score", "stderr", "count", "truncated", "replicates")
+_OPTIONAL = ("exact", "group")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class TopicScores:
         truncated: ``[n_layers, width]`` int64, marginals left out by truncation.
         replicates: ``[R, n_layers, width]`` float32, means of disjoint groups of samples.
         attrs: what docs/formats.md lists.
+        exact: ``[n_layers, width]`` bool, which scores come from exact differences, where only some do.
+        group: ``[n_layers, width]`` int64, the group whose scores a neuron holds, -1 for none; where players are groups.
+        group_names: of the groups.
     """
 
     score: FloatArray
@@ -40,6 +44,9 @@ class TopicScores:
     truncated: IntArray
     replicates: Float32Array
     attrs: dict[str, Any]
+    exact: BoolArray | None = None
+    group: IntArray | None = None
+    group_names: tuple[str, ...] = ()
 
 
 class ScoreFile:
@@ -58,7 +65,9 @@ class ScoreFile:
     def __getitem__(self, topic: str) -> TopicScores:
         with open_hdf5(self.path, FORMAT, "score file") as file:
             group = self._group(file, topic)
-            return TopicScores(**{name: group[name][()] for name in _ARRAYS}, attrs=_attrs(group))
+            names = (*_ARRAYS, *(name for name in _OPTIONAL if name in group))
+            arrays = {name: group[name][()] for name in names}
+            return TopicScores(**arrays, attrs=_attrs(group), group_names=_group_names(group))
 
     def array(self, topic: str, name: str) -> Any:
         """One array of a topic, without reading the others."""
@@ -69,6 +78,12 @@ class ScoreFile:
         """A topic's attributes."""
         with open_hdf5(self.path, FORMAT, "score file") as file:
             return _attrs(self._group(file, topic))
+
+    def groups(self, topic: str) -> tuple[IntArray, tuple[str, ...]] | None:
+        """A topic's groups, ``[n_layers, width]`` (-1: none) and names; ``None`` where its players are neurons."""
+        with open_hdf5(self.path, FORMAT, "score file") as file:
+            group = self._group(file, topic)
+            return (group["group"][()], _group_names(group)) if "group" in group else None
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Raises ShapleyError when the scores belong to another model."""
@@ -101,9 +116,18 @@ def write_scores(path: Path, model: Mapping[str, Any], topics: Mapping[str, Topi
             if topic in parent:
                 del parent[topic]
             group = parent.create_group(topic)
-            for name in _ARRAYS:
-                group.create_dataset(name, data=getattr(scores, name))
+            for name in (*_ARRAYS, *_OPTIONAL):
+                if getattr(scores, name) is not None:
+                    group.create_dataset(name, data=getattr(scores, name))
+            if scores.group_names:  # not an attribute, which HDF5 limits to 64 KiB
+                group.create_dataset("group_names", data=list(scores.group_names))
             group.attrs.update(scores.attrs)
+
+
+def players_of(group: IntArray) -> IntArray:
+    """``[G]``: flat index of the first neuron of each group, in the groups' order: where to read a group's scores."""
+    names, first = np.unique(group, return_index=True)
+    return first[names >= 0]
 
 
 @contextmanager
@@ -164,6 +188,10 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
         raise ShapleyError(f"cannot read checkpoint {path} ({error}): start again with --overwrite") from error
     return str(state.pop("settings")), state
+
+
+def _group_names(group: h5py.Group) -> tuple[str, ...]:
+    return tuple(group["group_names"].asstr()[()]) if "group_names" in group else ()
 
 
 def _attrs(group: h5py.Group) -> dict[str, Any]:

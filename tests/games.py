@@ -165,3 +165,34 @@ def beta_weight(n_players: int, a: float, b: float) -> Callable[[int], float]:
         return math.exp(math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y))
 
     return lambda size: beta(size + b, n_players - 1 - size + a) / beta(b, a)
+
+
+class Saturating(ToyGame):
+    """v(S) = sum over groups G of a_G h_G(|S in G| / |G|), h smooth: each member gets a_G (h(1) - h(0)) / |G| by
+    symmetry. The gradients are those of h, which is curved between coalitions: so they are biased, as a model's are."""
+
+    differentiable = True
+
+    def __init__(self, sizes, weights, steepness) -> None:
+        super().__init__(sum(sizes))
+        self.member = np.repeat(np.eye(len(sizes)), sizes, axis=0)  # [n, groups]
+        self.sizes, self.weights = np.asarray(sizes, dtype=float), np.asarray(weights, dtype=float)
+        self.steepness = np.asarray(steepness, dtype=float)
+        self.truth = np.repeat(self.weights * np.tanh(self.steepness) / self.sizes, sizes)
+        self.value_range = (float(self.weights.clip(max=0).sum()), float(self.weights.clip(min=0).sum()))
+
+    def _level(self, coalitions):
+        return coalitions.astype(float) @ self.member / self.sizes * self.steepness
+
+    def values(self, coalitions, *, prompts=None, draws=None):
+        self.forward_rows += len(coalitions)
+        return np.tanh(self._level(coalitions)) @ self.weights
+
+    def value(self, members):
+        return float(np.tanh(self._level(members[None])) @ self.weights)
+
+    def gradients(self, coalitions, *, prompts=None, draws=None):
+        self.forward_rows += 3 * len(coalitions)
+        level = self._level(coalitions)
+        slope = self.weights * self.steepness / self.sizes / np.cosh(level) ** 2
+        return np.tanh(level) @ self.weights, (slope @ self.member.T).astype(np.float32)

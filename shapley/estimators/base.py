@@ -2,7 +2,9 @@
 
 An estimator works in units. Unit ``u`` draws from a generator keyed by (seed, purpose, u), adds what it saw to the
 running moments, and leaves nothing else behind: so a run can stop and go on from its state with the same numbers, and
-coalitions do not depend on the topic, which makes contrasts between topics sharp.
+coalitions do not depend on the topic, which makes contrasts between topics sharp. Nor does a unit's sample depend on
+which process computes it: copies of an estimator can compute units apart, if the samples are added in order
+(``shapley.workers``).
 """
 
 from __future__ import annotations
@@ -100,6 +102,7 @@ class Estimator(ABC):
 
     name: ClassVar[str]
     options: ClassVar[frozenset[str]] = frozenset()  # those of ``Plan`` that only some estimators have
+    apart: ClassVar[bool] = True  # whether there is more than one unit at a time that copies could compute
 
     def __init__(
         self,
@@ -149,13 +152,42 @@ class Estimator(ABC):
 
     def step(self) -> None:
         """Do the next part of the work (and, before the first, the two ends of the game)."""
-        if np.isnan(self.value_full):
-            self.value_full, self.value_empty = self._ends()
+        self.begin()
         sample = self.advance()
         if sample is not None:
-            with _without_interrupts():
-                self.add(sample)
-                self.unit += 1
+            self.take(sample)
+
+    def begin(self) -> None:
+        """Evaluate the two ends of the game, once."""
+        if np.isnan(self.value_full):
+            self.value_full, self.value_empty = self._ends()
+
+    def take(self, sample: Any, rows: int = 0) -> None:
+        """Add the current unit's sample, which cost ``rows`` forward rows elsewhere, and go to the next unit."""
+        with without_interrupts():
+            self.add(sample)
+            self.unit += 1
+            self._earlier_rows += rows
+
+    @property
+    def midway(self) -> bool:
+        """Whether a part of the current unit is done."""
+        return False
+
+    def units_ahead(self) -> int:
+        """How many units, the current one first, would have the samples they have now whatever ``add`` makes of those
+        before them."""
+        return self.n_units - self.unit if self.apart else 1
+
+    def shared(self) -> dict[str, np.ndarray]:
+        """What ``advance`` needs of the samples before, for the next ``units_ahead`` units."""
+        return {}
+
+    def adopt(self, unit: int, ends: tuple[float, float], shared: dict[str, np.ndarray]) -> None:
+        """Make this copy ready to ``advance`` through another estimator's ``unit`` (never to ``add``): v(N) and v(0),
+        and what the other's ``shared`` returned."""
+        self.unit = unit
+        self.value_full, self.value_empty = ends
 
     def run(self) -> Estimate:
         """Run all that is left."""
@@ -225,8 +257,8 @@ def ends_rows(game: Game) -> int:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment, so that moments are never half updated."""
+def without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment, so that moments are never half updated. Processes started meanwhile never see it."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -51,6 +51,14 @@ class Exact(Estimator):
         self._values[codes] = self.game.values(members(codes, self.game.n_players), draws=draws)
         return None if np.isnan(self._values[-1]) else enumerate_semivalue(self._values, self.semivalue)
 
+    @property
+    def midway(self) -> bool:
+        return not bool(np.isnan(self._values).all())
+
+    def adopt(self, unit: int, ends: tuple[float, float], shared: dict[str, np.ndarray]) -> None:
+        super().adopt(unit, ends, shared)
+        self._values[:] = np.nan
+
     def add(self, sample: FloatArray) -> None:
         self.moments.add(sample, replicate=self.unit)
         self._values[:] = np.nan

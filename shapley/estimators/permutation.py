@@ -72,6 +72,14 @@ class Permutation(Estimator):
             seen += reached
         return total / np.maximum(seen, 1), seen
 
+    @property
+    def midway(self) -> bool:
+        return not bool(np.isnan(self._walk_values).all())
+
+    def adopt(self, unit: int, ends: tuple[float, float], shared: dict[str, np.ndarray]) -> None:
+        super().adopt(unit, ends, shared)
+        self._walk_values[:] = np.nan
+
     def add(self, sample: tuple[FloatArray, IntArray]) -> None:
         marginals, seen = sample
         self.moments.truncated += 2 - seen

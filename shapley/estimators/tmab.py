@@ -43,6 +43,7 @@ class Tmab(Estimator):
 
     name: ClassVar[str] = "tmab"
     options: ClassVar[frozenset[str]] = frozenset({"top_k", "delta", "bound", "truncation"})
+    apart: ClassVar[bool] = False  # every unit may decide players, and the next leaves those out
 
     def __init__(
         self,

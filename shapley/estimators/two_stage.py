@@ -129,6 +129,20 @@ class TwoStage(Estimator):
         by_pair = (rows.reshape(N_PAIRS, 2, -1).mean(axis=1) for rows in (exact, gradients[:, players].astype(float)))
         return plain, correction, *by_pair
 
+    def units_ahead(self) -> int:
+        """To the end of the screen, then the audit, then to the end of the round."""
+        done = self.unit - self.n_screen  # units of the second stage
+        if done < 0:
+            return -done
+        return 1 if done == 0 else ROUND_UNITS - (done - 1) % ROUND_UNITS
+
+    def shared(self) -> dict[str, np.ndarray]:
+        return {"active": self.active}
+
+    def adopt(self, unit: int, ends: tuple[float, float], shared: dict[str, np.ndarray]) -> None:
+        super().adopt(unit, ends, shared)
+        self.active = shared["active"]
+
     def add(self, sample: Sample) -> None:
         plain, correction, exact, gradients = sample
         players = self._at_work()
@@ -215,7 +229,9 @@ class TwoStage(Estimator):
     def _refined(self) -> RefinedScores:
         """Players that went through a whole round."""
         part = self.refinement.players
-        known = self.refinement.scores(self.gradient.mean[part].astype(float), self.gradient.variance()[part], max(self.unit, 1))
+        known = self.refinement.scores(
+            self.gradient.mean[part].astype(float), self.gradient.variance()[part], max(self.unit, 1)
+        )
         whole = known.units >= ROUND_UNITS
         return RefinedScores(known.players[whole], known.score[whole], known.variance[whole], known.units[whole])
 

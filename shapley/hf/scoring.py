@@ -22,7 +22,7 @@ from shapley.hf.replay import record_entries, start_at
 from shapley.hf.statistics import pad_right
 from shapley.impairment import Impairment
 from shapley.prompts import Prompt
-from shapley.types import BoolArray, Float32Array, FloatArray, IntArray, ValueName
+from shapley.types import BoolArray, Float32Array, FloatArray, IntArray
 from shapley.values import row_values
 
 _CPU_ROWS = 64  # two to sixteen cores are saturated long before this
@@ -132,7 +132,7 @@ class RowScorer:
 
     def values(
         self,
-        names: Sequence[ValueName],
+        names: Sequence[str],
         plan: RowPlan,
         *,
         coalitions: BoolArray | None = None,
@@ -163,7 +163,7 @@ class RowScorer:
         return out
 
     def gradients(
-        self, name: ValueName, plan: RowPlan, coalitions: BoolArray, *, dtype: torch.dtype = torch.float32
+        self, name: str, plan: RowPlan, coalitions: BoolArray, *, dtype: torch.dtype = torch.float32
     ) -> tuple[FloatArray, Float32Array]:
         """Values and mask gradients of rows: the derivative of each row's value with respect to every player's place
         in its coalition.
@@ -189,7 +189,7 @@ class RowScorer:
 
     def marginals(
         self,
-        name: ValueName,
+        name: str,
         plan: RowPlan,
         coalitions: BoolArray,
         players: IntArray,
@@ -223,7 +223,7 @@ class RowScorer:
 
     def _turn(
         self,
-        name: ValueName,
+        name: str,
         plan: RowPlan,
         rows: IntArray,
         coalitions: BoolArray,
@@ -310,7 +310,7 @@ class RowScorer:
 
     def _forward(
         self,
-        names: Sequence[ValueName],
+        names: Sequence[str],
         prompts: IntArray,
         rows: Rows,
         cluster: Any,
