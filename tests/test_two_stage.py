@@ -86,12 +86,12 @@ def test_95_percent_intervals_cover():
 @pytest.mark.parametrize(
     "game", [saturating, lambda: random_multilinear(20, seed=1)], ids=["saturating", "multilinear"]
 )
-def test_false_top_k_claims_are_at_most_delta(game):
+def test_false_top_k_claims_are_at_most_delta(game, samples):
     """1,000 runs in all, delta .2 so that false claims have room; every claim is checked against the true top k."""
     k, delta, claims, false = 5, 0.2, 0, 0
     top = set(np.argsort(-game().truth, kind="stable")[:k].tolist())
     for seed in range(500):
-        result = run(game(), seed=seed, samples=640, top_k=k, delta=delta)
+        result = run(game(), seed=seed, samples=samples, top_k=k, delta=delta)
         if result.details["separated"]:
             claims += 1
             false += set(np.argsort(-result.score, kind="stable")[:k].tolist()) != top
