@@ -13,7 +13,7 @@ import numpy as np
 from shapley.errors import ShapleyError
 from shapley.files import write_text
 from shapley.keyed import keyed_rng
-from shapley.store import ScoreFile
+from shapley.store import ScoreFile, players_of
 from shapley.types import FloatArray, IntArray, Site
 
 FORMAT = "neuron-shapley-cluster"
@@ -91,36 +91,65 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What neurons are ranked by: ``score`` and ``stderr``, ``[n_layers, width]``, NaN where not estimated."""
+    """What neurons, or groups of them, are ranked by.
+
+    Attributes:
+        score, stderr: ``[n_layers, width]``, NaN where not estimated; all neurons of a group hold the group's.
+        group: ``[n_layers, width]``, each neuron's group, -1 for none; where players are groups.
+        names: of the groups.
+    """
 
     score: FloatArray
     stderr: FloatArray
+    group: IntArray | None = None
+    names: tuple[str, ...] = ()
 
     def order(self) -> IntArray:
-        """Flat indices of the estimated neurons, highest score first."""
+        """Flat indices of the estimated neurons, highest score first; of each group, only its first neuron."""
         flat = self.score.ravel()
-        order = np.argsort(-flat, kind="stable")
-        return order[: int(np.isfinite(flat).sum())]
+        players = np.arange(len(flat)) if self.group is None else np.sort(players_of(self.group))
+        order = players[np.argsort(-flat[players], kind="stable")]
+        return order[: int(np.isfinite(flat[players]).sum())]
 
-    def top(self, k: int) -> list[dict[str, float | int]]:
-        """The ``k`` highest, as records.
+    def best(self, k: int) -> IntArray:
+        """The first ``k`` of ``order``.
 
         Raises:
             ShapleyError: there are not so many.
         """
-        n = int(np.isfinite(self.score).sum())
-        if not 0 < k <= n:
-            raise ShapleyError(f"asked for the top {k} of {n} scored neurons: choose between 1 and {n}")
+        order = self.order()
+        if not 0 < k <= len(order):
+            what = "neurons" if self.group is None else "groups"
+            raise ShapleyError(
+                f"asked for the top {k} of {len(order)} scored {what}: choose between 1 and {len(order)}"
+            )
+        return order[:k]
+
+    def members(self, i: int) -> IntArray:
+        """Flat indices of the neurons that are ranked together with neuron ``i``: its group's, or itself."""
+        return np.array([i]) if self.group is None else np.flatnonzero(self.group == self.group.flat[i])
+
+    def top(self, k: int) -> list[dict[str, Any]]:
+        """The ``k`` highest, as records: ``rank``, ``layer`` and ``neuron`` (of groups: ``group``, its name, and
+        ``neurons``, how many), ``score``, ``stderr``.
+
+        Raises:
+            ShapleyError: there are not so many.
+        """
         return [
             {
                 "rank": rank,
-                "layer": int(i // self.score.shape[1]),
-                "neuron": int(i % self.score.shape[1]),
+                **self._player(int(i)),
                 "score": float(self.score.flat[i]),
                 "stderr": float(self.stderr.flat[i]),
             }
-            for rank, i in enumerate(self.order()[:k], start=1)
+            for rank, i in enumerate(self.best(k), start=1)
         ]
+
+    def _player(self, i: int) -> dict[str, str | int]:
+        if self.group is None:
+            return {"layer": i // self.score.shape[1], "neuron": i % self.score.shape[1]}
+        return {"group": self.names[self.group.flat[i]], "neurons": len(self.members(i))}
 
 
 def rank(scores: ScoreFile, topic: str, versus: Sequence[str] = (), guard: float = DEFAULT_GUARD) -> Ranking:
@@ -132,12 +161,16 @@ def rank(scores: ScoreFile, topic: str, versus: Sequence[str] = (), guard: float
 
     The contrast's standard error is the spread of its replicates, the other topic held as it is (delta method).
     """
+    group, names = scores.groups(topic) or (None, ())
     if not versus:
-        return Ranking(scores.array(topic, "score"), scores.array(topic, "stderr"))
+        return Ranking(scores.array(topic, "score"), scores.array(topic, "stderr"), group, names)
     if topic in versus:
         raise ShapleyError(f"topic {topic!r} is ranked against itself: leave it out of --versus")
     if not 0 <= guard < np.inf:
         raise ShapleyError(f"--guard {guard} must be a number of at least 0")
+    for other in versus:
+        if _partition(scores, other) != _partition(scores, topic):
+            raise ShapleyError(f"topics {topic!r} and {other!r} were scored with other players: there is no contrast")
     own, own_replicates = scores.array(topic, "score"), scores.array(topic, "replicates")
     others = np.stack([scores.array(other, "score") for other in versus])
     replicates = np.stack([scores.array(other, "replicates") for other in versus])
@@ -154,7 +187,12 @@ def rank(scores: ScoreFile, topic: str, versus: Sequence[str] = (), guard: float
         centre = np.nansum(spread, axis=0) / n
         variance = np.nansum((spread - centre) ** 2, axis=0) / (n - 1)
         stderr = np.where(n > 1, np.sqrt(variance / n), np.nan)
-    return Ranking(contrast, stderr)
+    return Ranking(contrast, stderr, group, names)
+
+
+def _partition(scores: ScoreFile, topic: str) -> Any:
+    """The partition that a topic was scored with; ``None`` where all neurons were players."""
+    return json.loads(scores.attrs(topic).get("settings", "{}")).get("partition")
 
 
 def select(
@@ -164,7 +202,8 @@ def select(
     fraction: float | None = None,
     per_layer: bool = False,
 ) -> tuple[tuple[int, int], ...]:
-    """The neurons that a rule takes: the ``top_k``, or a ``fraction`` of all, or of each layer.
+    """The neurons that a rule takes: the ``top_k``, or a ``fraction`` of all, or of each layer. Where groups are ranked, it
+    counts groups, and takes all of their neurons.
 
     Raises:
         ShapleyError: not exactly one rule, or more neurons than there are.
@@ -176,15 +215,17 @@ def select(
     if per_layer:
         if fraction is None:
             raise ShapleyError("--per-layer goes with --fraction")
+        if ranking.group is not None:
+            raise ShapleyError("--per-layer is for scores of neurons; these are of groups")
         scored = np.flatnonzero(np.isfinite(ranking.score).any(axis=1))
         rows = (
             (layer, Ranking(ranking.score[layer : layer + 1], ranking.stderr[layer : layer + 1])) for layer in scored
         )
         k = max(1, round(fraction * ranking.score.shape[1]))
         return tuple((int(layer), int(row["neuron"])) for layer, part in rows for row in part.top(k))
-    n = int(np.isfinite(ranking.score).sum())
-    k = top_k if top_k is not None else max(1, round((fraction or 0) * n))
-    return tuple((int(row["layer"]), int(row["neuron"])) for row in ranking.top(k))
+    k = top_k if top_k is not None else max(1, round((fraction or 0) * len(ranking.order())))
+    members = np.concatenate([ranking.members(i) for i in ranking.best(k)])
+    return tuple((int(i) // ranking.score.shape[1], int(i) % ranking.score.shape[1]) for i in members)
 
 
 def random_like(cluster: Cluster, shape: tuple[int, int], seed: int, draw: int) -> Cluster:

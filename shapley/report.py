@@ -61,6 +61,11 @@ def read_run(directory: Path) -> Run:
     if len(scores) != 1:
         names = ", ".join(file.path.name for file in scores) or "none"
         raise ShapleyError(f"{directory} must hold one score file, found {names}: make one with 'shapley estimate'")
+    grouped = [topic for topic in scores[0].topics if scores[0].groups(topic) is not None]
+    if grouped:
+        raise ShapleyError(
+            f"{scores[0].path} holds scores of groups for {grouped[0]!r}: reports are of neurons; see 'shapley top'"
+        )
     clusters = {path.stem: Cluster.load(path) for path in sorted(directory.glob("*.json")) if _is_cluster(path)}
     prompts = {path.name: read_prompts(path) for path in sorted(directory.glob("*.jsonl"))}
     sweeps = dict(sorted(sweeps.items(), key=lambda named: _place(named[1])))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from shapley.estimators.base import Estimate, Estimator
 from shapley.estimators.registry import Plan, build
 from shapley.files import check_output
 from shapley.game import NeuronGame
+from shapley.groups import GroupGame, Partitioner
 from shapley.hf.load import LanguageModel, describe
 from shapley.impairment import Impairment
 from shapley.progress import Progress, say
 from shapley.prompts import TopicPrompts
 from shapley.store import ScoreFile, TopicScores, read_checkpoint, write_checkpoint, write_scores
 from shapley.types import ValueName
+from shapley.workers import LostWorker, Recipe, check_apart, worker_devices, worker_pool
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -40,10 +42,13 @@ def estimate(
     impairment: Impairment | None = None,
     value: ValueName = "logprob",
     layers: Sequence[int] | None = None,
+    groups: Partitioner | None = None,
     dtype: str = "auto",
     memory: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    workers: int = 1,
+    devices: Sequence[str] = (),
     argv: Sequence[str] = (),
     show: bool = True,
 ) -> ScoreFile:
@@ -55,18 +60,22 @@ def estimate(
         plan: estimator, samples or budget, seed and so on.
         impairment: how players are taken out; zero ablation of MLP neurons by default.
         value, layers, dtype, memory: as for ``NeuronGame``.
+        groups: from a game to the partition of its neurons that plays it, as ``shapley.groups.layers``.
         resume: go on where an interrupted run with the same settings stopped.
         overwrite: replace ``out``.
+        workers: processes that share the work, each with a copy of the model loaded anew by its name; 1 does it here.
+        devices: of the workers; by default as the model's, the first GPUs where that is one.
         argv: the command line, for the record.
         show: progress on standard error.
 
     Raises:
         ShapleyError: ``out`` exists and neither ``resume`` nor ``overwrite`` is set, it was made with other settings or
-            another model, or the work was interrupted.
+            another model, the estimator cannot share its work among ``workers``, or the work was interrupted.
     """
     plan, impairment, out = plan or Plan(), impairment or Impairment(), Path(out)
     model = describe(lm)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
+    places = worker_devices(devices, lm.device, workers)
     check_output(out, resume=resume, overwrite=overwrite)
     keep = resume and out.exists()
     done: list[str] = []
@@ -75,49 +84,61 @@ def estimate(
         existing.check_model(model)
         done = existing.topics
     # Every game and estimator is built before any is played, so that what is wrong with the last topic costs nothing.
-    games = {
-        topic: NeuronGame(lm, prompts, impairment, value=value, layers=layers, dtype=dtype, memory=memory)
-        for topic, prompts in topics.items()
-    }
+    games: dict[str, NeuronGame | GroupGame] = {}
+    for topic, prompts in topics.items():
+        neurons = NeuronGame(lm, prompts, impairment, value=value, layers=layers, dtype=dtype, memory=memory)
+        games[topic] = neurons if groups is None else GroupGame(neurons, groups(neurons))
+    most_units = 1
     for game in games.values():
-        build(plan, game)
+        estimator, _ = build(plan, game)
+        check_apart(estimator, workers)
+        most_units = max(most_units, estimator.n_units)
     if overwrite:
         out.unlink(missing_ok=True)
         checkpoint.unlink(missing_ok=True)
-    for topic, game in games.items():
-        settings = _settings(game, plan, model)
-        if topic in done:
-            check_same(settings, json.loads(ScoreFile(out).attrs(topic)["settings"]), f"topic {topic!r} in {out}")
-            say(f"{topic}: already in {out}", show=show)
-            continue
-        estimator, reason = build(plan, game, key=topic)
-        seconds = 0.0
-        if resume and checkpoint.exists():
-            saved, state = read_checkpoint(checkpoint)
-            record = json.loads(saved)
-            if record["topic"] not in topics:
-                raise ShapleyError(
-                    f"cannot resume: {checkpoint} holds the work on topic {record['topic']!r}, which would be lost; "
-                    f"ask for it too, or delete the checkpoint"
-                )
-            if record["topic"] == topic:
-                check_same(settings, record["settings"], str(checkpoint))
-                seconds = record["seconds"]
-                estimator.load(state)
-        say(
-            f"{topic}: estimator {estimator.name} ({reason}), {game.n_players} players, {game.n_prompts} prompts",
-            show=show,
-        )
-        result, seconds = _run(estimator, topic, settings, checkpoint, seconds, show)
-        attrs = _attrs(game, estimator, result, settings, seconds, argv)
-        write_scores(out, model, {topic: _scores(game, result, attrs)}, keep=keep)
-        checkpoint.unlink(missing_ok=True)
-        keep = True
+    with worker_pool(places[:most_units]) as pool:
+        for topic, game in games.items():
+            settings = _settings(game, plan, model)
+            if topic in done:
+                check_same(settings, json.loads(ScoreFile(out).attrs(topic)["settings"]), f"topic {topic!r} in {out}")
+                say(f"{topic}: already in {out}", show=show)
+                continue
+            estimator, reason = build(plan, game, key=topic)
+            seconds = 0.0
+            if resume and checkpoint.exists():
+                saved, state = read_checkpoint(checkpoint)
+                record = json.loads(saved)
+                if record["topic"] not in topics:
+                    raise ShapleyError(
+                        f"cannot resume: {checkpoint} holds the work on topic {record['topic']!r}, which would be lost; "
+                        f"ask for it too, or delete the checkpoint"
+                    )
+                if record["topic"] == topic:
+                    check_same(settings, record["settings"], str(checkpoint))
+                    seconds = record["seconds"]
+                    estimator.load(state)
+            say(
+                f"{topic}: estimator {estimator.name} ({reason}), {game.n_players} players, {game.n_prompts} prompts",
+                show=show,
+            )
+            recipe = Recipe.of(game, replace(plan, estimator=estimator.name), topic, dtype=dtype, memory=memory)
+            steps = _steps(estimator) if pool is None else pool.steps(estimator, recipe)
+            result, seconds = _run(estimator, steps, topic, settings, checkpoint, seconds, show)
+            attrs = _attrs(game, estimator, result, settings, seconds, argv)
+            write_scores(out, model, {topic: _scores(game, result, attrs)}, keep=keep)
+            checkpoint.unlink(missing_ok=True)
+            keep = True
     return ScoreFile(out)
 
 
 def _run(
-    estimator: Estimator, topic: str, settings: dict[str, Any], checkpoint: Path, before: float, show: bool
+    estimator: Estimator,
+    steps: Generator[None, None, None],
+    topic: str,
+    settings: dict[str, Any],
+    checkpoint: Path,
+    before: float,
+    show: bool,
 ) -> tuple[Estimate, float]:
     """Run an estimator to its end, with checkpoints; returns its estimate and the seconds it took, earlier runs counted."""
     start = saved = time.monotonic()
@@ -128,29 +149,37 @@ def _run(
 
     progress = Progress(estimator.planned_rows, topic, "forward rows", initial=estimator.forward_rows, show=show)
     try:
-        while not estimator.finished:
-            estimator.step()
+        for _ in steps:
             progress.reach(estimator.forward_rows)
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, LostWorker) as stop:
+        steps.close()
         save()
-        raise ShapleyError(
-            f"interrupted after {progress.done} forward rows of {topic!r}; go on with --resume"
-        ) from None
+        what = "interrupted" if isinstance(stop, KeyboardInterrupt) else "a worker process was killed (out of memory?)"
+        raise ShapleyError(f"{what} after {progress.done} forward rows of {topic!r}; go on with --resume") from None
     finally:
+        steps.close()
         progress.close()
     return estimator.estimate(), before + time.monotonic() - start
 
 
-def _settings(game: NeuronGame, plan: Plan, model: Mapping[str, Any]) -> dict[str, Any]:
+def _steps(estimator: Estimator) -> Generator[None, None, None]:
+    """Run an estimator in this process."""
+    while not estimator.finished:
+        estimator.step()
+        yield
+
+
+def _settings(game: NeuronGame | GroupGame, plan: Plan, model: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the numbers depend on."""
     return {
         **asdict(plan),
         "impairment": json.loads(game.impairment.to_json()),
         "value": game.value,
         "layers": list(game.layers),
+        "partition": game.partition.record() if isinstance(game, GroupGame) else None,
         "dtypes": [str(game.value_dtype), str(game.gradient_dtype)],
         "prompts_sha256": game.topic.sha256,
         "model": model["fingerprint"],
@@ -168,7 +197,8 @@ def check_same(now: Mapping[str, Any], before: Mapping[str, Any], where: str) ->
             )
 
 
-def _scores(game: NeuronGame, result: Estimate, attrs: dict[str, Any]) -> TopicScores:
+def _scores(game: NeuronGame | GroupGame, result: Estimate, attrs: dict[str, Any]) -> TopicScores:
+    names = game.partition.names if isinstance(game, GroupGame) else ()
     replicates = np.stack([game.to_grid(part) for part in result.replicates]).astype(np.float32)
     return TopicScores(
         game.to_grid(result.score),
@@ -177,11 +207,14 @@ def _scores(game: NeuronGame, result: Estimate, attrs: dict[str, Any]) -> TopicS
         game.to_grid(result.truncated, missing=0),
         replicates,
         attrs,
+        None if result.exact is None else game.to_grid(result.exact.astype(np.uint8), missing=0).astype(bool),
+        game.to_grid(np.arange(game.n_players), missing=-1) if names else None,
+        names,
     )
 
 
 def _attrs(
-    game: NeuronGame,
+    game: NeuronGame | GroupGame,
     estimator: Estimator,
     result: Estimate,
     settings: dict[str, Any],

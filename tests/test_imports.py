@@ -16,7 +16,7 @@ LAYERS = (
     ("shapley.demo",),
     ("shapley.report", "shapley.sweeps"),
     ("shapley.plots", "shapley.runs"),
-    ("shapley.curves", "shapley.footprint", "shapley.game", "shapley.groups", "shapley.merge"),
+    ("shapley.curves", "shapley.footprint", "shapley.game", "shapley.groups", "shapley.merge", "shapley.workers"),
     ("shapley.clusters", "shapley.records", "shapley.hf.baseline", "shapley.hf.invariants", "shapley.hf.scoring"),
     ("shapley.store", "shapley.estimators", "shapley.builder", "shapley.hf"),
     (

@@ -84,7 +84,9 @@ def test_95_percent_intervals_cover():
 
 
 @pytest.mark.parametrize(
-    "game", [saturating, lambda: random_multilinear(20, seed=1)], ids=["saturating", "multilinear"]
+    ("game", "samples"),
+    [(saturating, 480), (lambda: random_multilinear(20, seed=1), 1120)],
+    ids=["saturating", "multilinear"],
 )
 def test_false_top_k_claims_are_at_most_delta(game, samples):
     """1,000 runs in all, delta .2 so that false claims have room; every claim is checked against the true top k."""

@@ -94,6 +94,18 @@ def parse_memory(text: str | None) -> int | None:
     return int(amount)
 
 
+def parse_devices(text: str, workers: int | None) -> tuple[list[str], int]:
+    """Devices from ``cpu`` or ``cuda:0,cuda:1``, and the number of workers: one for each device if not given."""
+    devices = [part.strip() for part in text.split(",")]
+    if workers is None:
+        return devices, len(devices)
+    if workers < 1:
+        raise ShapleyError(f"--workers {workers} must be at least 1")
+    if len(devices) not in (1, workers):
+        raise ShapleyError(f"--device names {len(devices)} devices for {workers} workers: name one for each")
+    return devices, workers
+
+
 def parse_layers(text: str | None) -> list[int] | None:
     """Layers from ``0-11`` or ``3,5,7-9``."""
     if text is None:

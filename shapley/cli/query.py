@@ -34,7 +34,7 @@ def _guard(guard: float | None, versus: tuple[str, ...]) -> float:
 @click.command()
 @click.argument("scores", type=click.Path(path_type=Path))
 @click.option("--topic", required=True)
-@click.option("-k", "--top-k", "k", default=20, show_default=True, help="How many neurons.")
+@click.option("-k", "--top-k", "k", default=20, show_default=True, help="How many neurons, or groups.")
 @_VERSUS
 @_GUARD
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
@@ -42,7 +42,7 @@ def _guard(guard: float | None, versus: tuple[str, ...]) -> float:
 def top(
     scores: Path, topic: str, k: int, versus: tuple[str, ...], guard: float | None, style: str, as_json: bool
 ) -> None:
-    """The top neurons of a topic."""
+    """The top neurons of a topic; the top groups, where players are groups."""
     records = rank(ScoreFile(scores), topic, versus, _guard(guard, versus)).top(k)
     if as_json or style == "json":
         click.echo(json.dumps(records))
@@ -53,18 +53,28 @@ def top(
         writer.writerows(records)
         click.echo(text.getvalue(), nl=False)
     else:
-        click.echo(f"{'rank':>4}  {'layer':>5}  {'neuron':>6}  {'score':>10}  {'stderr':>9}")
-        for row in records:
-            click.echo(
-                f"{row['rank']:>4}  {row['layer']:>5}  {row['neuron']:>6}  {row['score']:>10.5f}  {row['stderr']:>9.5f}"
-            )
+        click.echo(_table(records))
+
+
+def _table(records: list[dict[str, Any]]) -> str:
+    if "group" in records[0]:
+        wide = max(len("group"), *(len(row["group"]) for row in records))
+        players = {"group": wide, "neurons": 7}
+    else:
+        players = {"layer": 5, "neuron": 6}
+    head = "  ".join(f"{name:>{wide}}" for name, wide in players.items())
+    lines = [f"{'rank':>4}  {head}  {'score':>10}  {'stderr':>9}"]
+    for row in records:
+        player = "  ".join(f"{row[name]:>{wide}}" for name, wide in players.items())
+        lines.append(f"{row['rank']:>4}  {player}  {row['score']:>10.5f}  {row['stderr']:>9.5f}")
+    return "\n".join(lines)
 
 
 @click.command()
 @click.argument("scores", type=click.Path(path_type=Path))
 @click.option("--topic", required=True)
-@click.option("--top-k", type=int, help="So many neurons.")
-@click.option("--fraction", type=float, help="This fraction of all neurons.")
+@click.option("--top-k", type=int, help="So many neurons, or groups.")
+@click.option("--fraction", type=float, help="This fraction of all neurons, or groups.")
 @click.option("--per-layer", is_flag=True, help="The fraction of each layer instead.")
 @_VERSUS
 @_GUARD
@@ -85,12 +95,15 @@ def cluster(
     check_output(out, overwrite=overwrite, inputs=[scores], resumable=False)
     guard = _guard(guard, versus)
     file = ScoreFile(scores)
-    neurons = select(rank(file, topic, versus, guard), top_k=top_k, fraction=fraction, per_layer=per_layer)
+    ranking = rank(file, topic, versus, guard)
+    neurons = select(ranking, top_k=top_k, fraction=fraction, per_layer=per_layer)
     attrs = file.attrs(topic)
     chosen = {"top_k": top_k, "fraction": fraction, "per_layer": per_layer or None, "versus": list(versus) or None}
     rule: dict[str, Any] = {"topic": topic, **{name: value for name, value in chosen.items() if value is not None}}
     if versus:
         rule["guard"] = guard
+    if ranking.group is not None:
+        rule["of"] = "groups"
     model = {name: file.model[name] for name in ("name", "fingerprint")}
     Cluster(neurons, attrs["site"], model, rule).save(out)
     click.echo(f"{len(neurons)} neurons in {len({layer for layer, _ in neurons})} layers: {out}")

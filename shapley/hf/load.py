@@ -46,12 +46,14 @@ class LanguageModel:
     Attributes:
         model: the Hugging Face module, in eval mode, its weights without gradients.
         fingerprint: of the config and every weight; the same for one checkpoint in float32 or bfloat16.
+        trust_remote_code: whether the repository's own code was allowed to run.
     """
 
     model: Any
     tokenizer: Any
     name: str
     revision: str
+    trust_remote_code: bool = False
     sites: ModelSites = field(init=False)
     fingerprint: str = field(init=False)
     _statistics: dict[tuple[Site, str], SiteStatistics] = field(default_factory=dict, repr=False)
@@ -124,7 +126,7 @@ def load_model(
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ShapleyError(f"cannot put {name!r} on device {place}: {_first_line(error)}") from error
     revision = getattr(model.config, "_commit_hash", None) or "local"
-    return LanguageModel(model, tokenizer, name, revision)
+    return LanguageModel(model, tokenizer, name, revision, trust_remote_code)
 
 
 def fingerprint(model: nn.Module) -> str:

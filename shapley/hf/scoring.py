@@ -128,7 +128,7 @@ class RowScorer:
         self._encoded = [encode(lm, prompt) for prompt in prompts]
         self._lengths = np.array([len(prompt.ids) for prompt in self._encoded])
         self._statistics = lm.statistics(impairment.site) if impairment.needs_statistics else None
-        self._memory = memory or _default_memory(lm.device)
+        self._memory = memory or default_memory(lm.device)
 
     def values(
         self,
@@ -384,7 +384,7 @@ def _halving(rows: IntArray, run: Callable[[IntArray], None]) -> None:
     _halving(rows[middle:], run)
 
 
-def _default_memory(device: torch.device) -> int:
+def default_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
