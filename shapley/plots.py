@@ -15,7 +15,7 @@ from shapley.clusters import Ranking
 from shapley.curves import Curve, curve, mean_of_curves
 from shapley.files import atomic_path
 from shapley.records import EVERYTHING, Sweep
-from shapley.types import FloatArray, ValueName
+from shapley.types import BoolArray, FloatArray, ValueName
 
 # Okabe and Ito's palette: told apart by readers who do not see red and green apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -114,16 +114,35 @@ def specificity_figure(sweep: Sweep, topics: Sequence[str], name: ValueName = "l
     return figure
 
 
-def top_figure(rankings: Mapping[str, Ranking], k: int = 20) -> Figure:
-    """The top ``k`` neurons of each topic with 95% intervals."""
+def top_figure(
+    rankings: Mapping[str, Ranking], k: int, halves: Mapping[str, FloatArray], exact: Mapping[str, BoolArray]
+) -> Figure:
+    """The top ``k`` neurons of each topic with their 95% intervals.
+
+    Args:
+        rankings: by topic.
+        halves: by topic, ``[n_layers, width]`` half-widths of the intervals.
+        exact: by topic, ``[n_layers, width]``, scores from exact differences: full marks, the others are open.
+    """
     figure = Figure(figsize=(3.2 * len(rankings) + 0.4, 0.17 * k + 1.0), layout="constrained")
     panels = figure.subplots(1, len(rankings), squeeze=False)[0]
     for axes, (topic, ranking), colour in zip(panels, rankings.items(), cycle(COLOURS), strict=False):
         rows = ranking.top(min(k, int(np.isfinite(ranking.score).sum())))
         places = np.arange(len(rows))
         scores = np.array([row["score"] for row in rows])
-        errors = 1.96 * np.array([row["stderr"] for row in rows])
-        axes.errorbar(scores, places, xerr=errors, fmt="o", color=colour, markersize=3, elinewidth=1)
+        at = tuple(np.array([[row["layer"], row["neuron"]] for row in rows], dtype=int).T)
+        full = exact[topic][at]
+        for chosen, face in ((full, colour), (~full, "white")):
+            axes.errorbar(
+                scores[chosen],
+                places[chosen],
+                xerr=halves[topic][at][chosen],
+                fmt="o",
+                color=colour,
+                markerfacecolor=face,
+                markersize=3.5,
+                elinewidth=1,
+            )
         axes.set_yticks(places, [f"{row['layer']}.{row['neuron']}" for row in rows], fontsize=7)
         axes.invert_yaxis()
         axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)

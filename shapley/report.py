@@ -25,6 +25,7 @@ from shapley.plots import layers_figure, specificity_figure, sweep_figure, top_f
 from shapley.prompts import TopicPrompts, read_prompts
 from shapley.records import EVERYTHING, Sweep, read_sweep
 from shapley.store import ScoreFile
+from shapley.types import BoolArray, FloatArray
 
 TOP = 100
 SHOWN = 15
@@ -86,6 +87,8 @@ def _content(run: Run) -> dict[str, Any]:
     topics = run.scores.topics
     grids = {topic: run.scores.array(topic, "score") for topic in topics}
     rankings = {topic: Ranking(grids[topic], run.scores.array(topic, "stderr")) for topic in topics}
+    halves = {topic: _half_widths(run.scores, topic) for topic in topics}
+    exact = {topic: _exact(run.scores, topic) for topic in topics}
     leading = _leading_sweep(run)
     attrs = {topic: run.scores.attrs(topic) for topic in topics}
     return {
@@ -97,7 +100,9 @@ def _content(run: Run) -> dict[str, Any]:
         "details": {topic: json.loads(attrs[topic]["details"]) for topic in topics},
         "baselines": _baselines(run),
         "tops": {topic: ranking.top(min(SHOWN, int(ranking.order().size))) for topic, ranking in rankings.items()},
-        "top_figure": _image(top_figure(rankings, SHOWN), "The top neurons of each topic"),
+        "halves": halves,
+        "exact": exact,
+        "top_figure": _image(top_figure(rankings, SHOWN, halves, exact), "The top neurons of each topic"),
         "layers_figure": _image(layers_figure(grids), "Scores over layers"),
         "agreement": {topic: split_half(run.scores, topic) for topic in topics},
         "overlap": _overlap(grids),
@@ -119,6 +124,20 @@ def _content(run: Run) -> dict[str, Any]:
         "hypothesis_b": hypothesis_b(run.sweeps),
         "top": TOP,
     }
+
+
+def _half_widths(scores: ScoreFile, topic: str) -> FloatArray:
+    """``[n_layers, width]`` half-widths of 95% intervals: Student's, as scores may rest on few samples."""
+    df = np.maximum(scores.array(topic, "count") - 1, 1)
+    return np.asarray(stats.t.isf(0.025, df) * scores.array(topic, "stderr"))
+
+
+def _exact(scores: ScoreFile, topic: str) -> BoolArray:
+    """``[n_layers, width]``: which scores come from exact differences; all, where no gradient was used."""
+    whole = scores[topic]
+    if whole.exact is not None:
+        return whole.exact
+    return np.full(whole.score.shape, whole.attrs["estimator"] != "gradient")
 
 
 def _in_words(rule: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from shapley.clusters import Cluster, Ranking
 from shapley.errors import ShapleyError
@@ -24,6 +26,8 @@ from tests.test_store import MODEL, topic_attrs
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 SHAPE = (3, 60)
+EXACT = np.arange(180).reshape(SHAPE) % 2 == 0
+AUDIT = {"players": 29, "bias_rms": 0.01, "bias_bound": 0.04, "bound_covers": 0.9, "confidence": 0.95}
 
 
 class Page(HTMLParser):
@@ -70,6 +74,14 @@ def scores_of(key):
     return TopicScores(score, rng.random(SHAPE) + 0.01, counts, 0 * counts, replicates, topic_attrs(seed=11))
 
 
+def two_stage_scores(key):
+    """Half of the neurons exact, and an audit."""
+    scores = scores_of(key)
+    details = {"samples": 64, "refined": 90, "stopped": "the budget is spent", "audit": AUDIT}
+    attrs = scores.attrs | {"estimator": "two-stage", "details": json.dumps(details)}
+    return dataclasses.replace(scores, exact=EXACT, attrs=attrs)
+
+
 def falling(*last):
     """``[cluster, strength, seed, prompt]``: from -1 down by ``last``, which is given for each cluster and prompt."""
     last = np.array(last, dtype=float)
@@ -90,7 +102,7 @@ ARTIST_DROPS = ([0.25] * 4, [0.0] * 4, [0.0] * 4)
 
 
 def fill(folder):
-    write_scores(folder / "scores.h5", MODEL, {"athlete": scores_of(1), "artist": scores_of(2)}, keep=False)
+    write_scores(folder / "scores.h5", MODEL, {"athlete": scores_of(1), "artist": two_stage_scores(2)}, keep=False)
     Cluster(((0, 1), (1, 2)), "mlp_hidden", MODEL, {"rule": "top", "k": 2}).save(folder / "cluster-athlete.json")
     prompts = [("athlete", " race", True, -0.5), ("athlete", " race", False, -2.0), ("artist", " song", True, -1.0)]
     write_prompts(
@@ -141,10 +153,22 @@ class TestPage:
         for topic in ("athlete", "artist"):
             score = ScoreFile(source / "scores.h5").array(topic, "score")
             best = sorted((p for p in np.ndindex(SHAPE) if np.isfinite(score[p])), key=lambda p: -score[p])[:15]
-            start = page.rows.index([topic, "score", "stderr"]) + 1
+            stderr = ScoreFile(source / "scores.h5").array(topic, "stderr")
+            start = page.rows.index([topic, "score", "95% interval", "from"]) + 1
             found = page.rows[start : start + 15]
             assert [row[0] for row in found] == [f"{layer}.{neuron}" for layer, neuron in best]
             assert [row[1] for row in found] == [f"{score[place]:.4f}" for place in best]
+            halves = [stats.t.ppf(0.975, 7) * stderr[place] for place in best]  # eight samples each
+            expected = [f"{score[p] - half:.4f} to {score[p] + half:.4f}" for p, half in zip(best, halves, strict=True)]
+            assert [row[2] for row in found] == expected
+            origin = {row[0]: row[3] for row in found}
+            exact = EXACT if topic == "artist" else np.ones(SHAPE, dtype=bool)
+            assert origin == {f"{p[0]}.{p[1]}": "differences" if exact[p] else "gradients" for p in best}
+
+    def test_the_audit_is_in_words(self, page):
+        words = " ".join(page.text.split())
+        assert "artist: 90 neurons have exact differences; the budget is spent." in words
+        assert "root mean square 0.0100; below 0.0400 for at least 90% of the neurons, with confidence 95%" in words
 
     def test_what_was_run(self, page):
         assert "TinyForCausalLM" in page.text and "2 layers x 6 neurons" in page.text
@@ -205,7 +229,7 @@ def test_html_in_names_is_text(tmp_path):
     assert {tag for tag, _ in page.elements} & {"script", "i"} == set()
     assert name in page.text
     for topic in topics:
-        assert [topic, "score", "stderr"] in page.rows
+        assert [topic, "score", "95% interval", "from"] in page.rows
         assert page.row("p.jsonl", topic)
     assert page.row("w", topics[0], "7") and page.row("w", topics[1])
 
@@ -215,7 +239,7 @@ class TestFolders:
         write_scores(tmp_path / "s.h5", MODEL, {"athlete": scores_of(1)}, keep=False)
         page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
         assert "No sweeps in this folder" in page.text
-        assert ["athlete", "score", "stderr"] in page.rows
+        assert ["athlete", "score", "95% interval", "from"] in page.rows
 
     def test_prompts_without_baselines_and_one_replicate_give_a_page(self, tmp_path):
         scores = scores_of(1)
@@ -307,7 +331,13 @@ class TestFigures:
 
     def test_top_neurons_from_best_to_worst(self):
         grid = np.array([[0.5, np.nan, 3.0], [2.0, -1.0, 1.0]])
-        (axes,) = top_figure({"athlete": Ranking(grid, grid / 10)}, 3).axes
+        exact = np.array([[True, True, True], [False, True, True]])
+        (axes,) = top_figure({"athlete": Ranking(grid, grid / 10)}, 3, {"athlete": grid / 5}, {"athlete": exact}).axes
+        full, hollow = axes.containers
+        assert full.lines[0].get_xdata().tolist() == [3, 1] and hollow.lines[0].get_xdata().tolist() == [2]
+        assert hollow.lines[0].get_markerfacecolor() == "white"
+        (bar,) = hollow.lines[2][0].get_segments()
+        np.testing.assert_allclose(bar[:, 0], [1.6, 2.4])
         assert [label.get_text() for label in axes.get_yticklabels()] == ["0.2", "1.0", "1.2"]
         assert axes.get_title() == "athlete"
 
@@ -320,9 +350,11 @@ class TestFigures:
         topics = [f"topic-{i}" for i in range(9)]
         sweep = sweep_of({topic: falling([1.0, 2.0]) for topic in topics}, ["everything"])
         grid = np.ones((2, 3))
+        same, all_exact = dict.fromkeys(topics, grid), dict.fromkeys(topics, grid > 0)
+        tops = ({topic: Ranking(grid, grid) for topic in topics}, 2, same, all_exact)
         drawn = {
             "sweep": [text.get_text() for text in sweep_figure(sweep).axes[0].get_legend().get_texts()],
-            "top": [axes.get_title() for axes in top_figure({t: Ranking(grid, grid) for t in topics}, 2).axes],
+            "top": [axes.get_title() for axes in top_figure(*tops).axes],
             "layers": [axes.get_title() for axes in layers_figure(dict.fromkeys(topics, grid)).axes],
         }
         assert drawn == {"sweep": topics, "top": topics, "layers": topics}
