@@ -22,6 +22,8 @@ _WHERE = {
     "TopicPrompts": "shapley.prompts",
     "read_prompts": "shapley.prompts",
     "NeuronGame": "shapley.game",
+    "GroupGame": "shapley.groups",
+    "Partition": "shapley.groups",
     "Plan": "shapley.estimators.registry",
     "estimate": "shapley.runs",
     "ScoreFile": "shapley.store",

@@ -290,6 +290,13 @@ class TestWithin:
         with pytest.raises(ShapleyError, match="other players"):
             rank(fine, "artist", ["athlete"])
 
+    def test_neurons_in_no_group_are_never_among_them(self, tmp_path):
+        coarse = estimate(LM, TOPICS, tmp_path / "few.h5", plan=PLAN, groups=from_few, show=False)
+        score = np.abs(coarse.array("artist", "score"))
+        partition = groups.within(coarse.path, 1, NeuronGame(LM, TOPICS["artist"]))
+        np.testing.assert_array_equal(partition.group_of >= 0, (score == np.nanmax(score)).ravel())
+        assert len(groups.within(coarse.path, 2, NeuronGame(LM, TOPICS["artist"]))) == 3
+
     def test_refusals(self, coarse, tmp_path):
         game = NeuronGame(LM, TOPICS["artist"])
         with pytest.raises(ShapleyError, match="--top-groups 10 of 9"):
