@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import signal
 import tempfile
 import threading
@@ -175,7 +176,7 @@ class WorkerPool:
     def _units(self, estimator: Estimator, recipe: Path, n_units: int) -> Generator[None, None, None]:
         ends, shared = (estimator.value_full, estimator.value_empty), estimator.shared()
         units = range(estimator.unit, estimator.unit + n_units)
-        with without_interrupts():  # a Ctrl-C reaches all processes of a terminal, and is the parent's to handle
+        with _deaf_children():
             results = self._parallel(delayed(compute)(self._bench, recipe, unit, ends, shared) for unit in units)
         try:
             for sample, rows in results:
@@ -282,7 +283,7 @@ def _settle(bench: Bench) -> str:
     """Make this process a worker of the bench; returns its device."""
     if os.getpid() != bench.parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_die_with, args=(bench.parent,), daemon=True).start()
+        threading.Thread(target=_die_with, args=(bench.parent, bench.folder), daemon=True).start()
         torch.set_num_threads(bench.threads)
     return bench.devices[_place(bench).place]
 
@@ -308,8 +309,25 @@ def _place(bench: Bench) -> _Held:
     raise ShapleyError(f"more than {len(bench.devices)} workers at work in {bench.folder}")  # joblib would be broken
 
 
-def _die_with(parent: int) -> None:
-    """End this process when its parent is gone, however it went."""
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that are started meanwhile never hear Ctrl-C, which a terminal sends to all: it is the parent's to handle.
+
+    They inherit that SIGINT is ignored. Blocking it would not do: joblib unblocks it when it starts a process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
+def _die_with(parent: int, folder: Path) -> None:
+    """End this process when its parent is gone, however it went, and leave nothing of the pool."""
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)

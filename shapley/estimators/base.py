@@ -258,7 +258,7 @@ def ends_rows(game: Game) -> int:
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment, so that moments are never half updated. Processes started meanwhile never see it."""
+    """Hold Ctrl-C back for a moment, so that moments are never half updated."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return

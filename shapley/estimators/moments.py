@@ -65,7 +65,7 @@ class Moments:
     def replicates(self) -> Float32Array:
         """``[16, n]`` group means."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return (self.replicate_sum / self.replicate_count).astype(np.float32)
+            return np.divide(self.replicate_sum, self.replicate_count, dtype=np.float32)
 
     def state(self) -> dict[str, np.ndarray]:
         return dict(vars(self))
@@ -83,7 +83,7 @@ class Welford:
         self.mean: Float32Array = np.zeros(n_players, dtype=np.float32)
         self.m2: Float32Array = np.zeros(n_players, dtype=np.float32)
 
-    def add(self, sample: FloatArray) -> None:
+    def add(self, sample: FloatArray | Float32Array) -> None:
         self.count += 1
         delta = sample.astype(np.float32) - self.mean
         self.mean += delta / np.float32(self.count)

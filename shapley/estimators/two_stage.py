@@ -34,7 +34,7 @@ from shapley.estimators.moments import Welford
 from shapley.estimators.refinement import RefinedScores, Refinement
 from shapley.estimators.semivalue import Semivalue
 from shapley.keyed import keyed_rng
-from shapley.types import FloatArray, IntArray
+from shapley.types import Float32Array, FloatArray, IntArray
 
 SCREEN_SHARE = 0.4  # of the budget
 ROUND_UNITS = 4
@@ -43,7 +43,7 @@ _LEAST_FRACTION = 0.06  # of the trapezoid rule's weights, which are at most 1 /
 _LEAST_ROUND = 16  # players: with fewer, gradients would cost more than differences
 _MOST_ROUNDS = 8
 
-Sample = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
+Sample = tuple[FloatArray, Float32Array, FloatArray, FloatArray]
 
 
 class TwoStage(Estimator):
@@ -119,10 +119,11 @@ class TwoStage(Estimator):
         draws = np.repeat(pairs_of(self.unit), 2)
         _, gradients = self._differentiable.gradients(coalitions, prompts=prompts, draws=draws)
         plain = gradients.mean(axis=0, dtype=np.float64)
-        correction = np.zeros_like(plain)
+        correction = np.zeros(len(plain), dtype=np.float32)
         for inside, row, q in zip(coalitions, gradients, fractions, strict=True):
             weight_in, weight_out = (0.5 / max(chance, _LEAST_FRACTION) - 1 for chance in (q, 1 - q))
-            correction += np.where(inside, weight_in, weight_out) * row / ROWS_PER_UNIT
+            weights = np.array([weight_out, weight_in], dtype=np.float32) / ROWS_PER_UNIT
+            correction += weights[inside.view(np.uint8)] * row
         exact = (
             marginals(self.game, coalitions, players, prompts, draws) if len(players) else np.empty((len(prompts), 0))
         )
@@ -160,7 +161,7 @@ class TwoStage(Estimator):
     def estimate(self) -> Estimate:
         estimate = super().estimate()
         refined = self._refined()
-        score, stderr, count = estimate.score.copy(), estimate.stderr.copy(), estimate.count.copy()
+        score, stderr, count = estimate.score, estimate.stderr, estimate.count  # copies of the moments, free to change
         screen, spread = score[refined.players], stderr[refined.players]
         score[refined.players] = refined.score
         stderr[refined.players] = np.sqrt(refined.variance)
@@ -169,7 +170,7 @@ class TwoStage(Estimator):
         groups = estimate.replicates
         scale = np.divide(stderr[refined.players], spread, out=np.ones_like(spread), where=spread > 0)
         groups[:, refined.players] = refined.score + scale * (groups[:, refined.players] - screen)
-        return replace(estimate, score=score, stderr=stderr, count=count, replicates=groups, exact=self._exact(refined))
+        return replace(estimate, exact=self._exact(refined))
 
     def details(self) -> dict[str, Any]:
         return {

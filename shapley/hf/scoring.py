@@ -181,7 +181,8 @@ class RowScorer:
                 value = self._forward([name], plan.prompts[chosen], rows, None, dtype)[0]
                 by_layer = torch.autograd.grad(value.sum(), leaves)
             values[chosen] = value.detach().cpu().numpy()
-            gradients[chosen] = torch.cat(by_layer, dim=1).cpu().numpy()
+            for i, part in enumerate(by_layer):  # layer by layer: together they are as large as the result
+                gradients[chosen, i * self.width : (i + 1) * self.width] = part.cpu().numpy()
 
         self._in_batches(plan.prompts, run, backward=True)
         self.forward_rows += 3 * len(plan)
