@@ -133,7 +133,7 @@ def test_what_a_worker_refuses(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc")
-@pytest.mark.parametrize("how", ["a worker is killed", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["a worker is killed", "Ctrl-C", "Ctrl-C while workers start"])
 def test_how_a_run_ends(how, folder, tmp_path):
     """One line and a checkpoint, and no process left."""
     prompts, out = tmp_path / "p.jsonl", tmp_path / "s.h5"
@@ -153,32 +153,37 @@ def test_how_a_run_ends(how, folder, tmp_path):
         start_new_session=True,
     )
     checkpoint = tmp_path / "s.h5.checkpoint"
-    wait_for(lambda: run.poll() is not None or checkpoint.exists())
+    early = how == "Ctrl-C while workers start"
+    wait_for(lambda: len(workers_among(children_of(run.pid))) == 2 if early else checkpoint.exists())
     children = children_of(run.pid)
-    assert len(children) >= 2
-    if how == "Ctrl-C":
-        os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to all
-    else:
+    if how == "a worker is killed":
         os.kill(workers_among(children)[0], signal.SIGKILL)
+    else:
+        time.sleep(0.2)
+        os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to all
     out, err = run.communicate(timeout=60)
     wait_for(lambda: not any(map(alive, children)))
-    assert checkpoint.exists() and int(runs.read_checkpoint(checkpoint)[1]["unit"]) > 0
-    start = "shapley: interrupted after" if how == "Ctrl-C" else "shapley: a worker process was killed"
+    assert checkpoint.exists() and int(runs.read_checkpoint(checkpoint)[1]["unit"]) >= (not early)
+    start = "shapley: interrupted after" if "Ctrl-C" in how else "shapley: a worker process was killed"
     lines = [line for line in err.splitlines() if "s left" not in line]  # without the progress
     assert len(lines) == 2, err  # what is estimated, and how it ended
     assert run.returncode == 2 and lines[1].startswith(start) and lines[1].endswith("--resume") and not out
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc")
-def test_a_worker_does_not_outlive_its_parent():
-    worker = "import sys; from shapley.workers import _die_with; _die_with(int(sys.argv[1]))"
-    code = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}, str(os.getpid())])"
+def test_a_worker_does_not_outlive_its_parent(tmp_path):
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    worker = "import sys; from shapley.workers import _die_with, Path; _die_with(int(sys.argv[1]), Path(sys.argv[2]))"
+    words = f"[sys.executable, '-c', {worker!r}, str(os.getpid()), {str(folder)!r}]"
+    code = f"import os, subprocess, sys; subprocess.run({words})"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
     wait_for(lambda: children_of(parent.pid))
     (child,) = children_of(parent.pid)
     parent.kill()
     parent.wait()
     wait_for(lambda: not alive(child))
+    assert not folder.exists()
 
 
 def wait_for(condition, seconds=60.0):
