@@ -180,7 +180,9 @@ def test_false_top_k_claims_are_at_most_delta():
 class TestChoice:
     def test_auto(self):
         assert choose(Plan(), random_multilinear(8, 0))[0] == "exact"
-        assert choose(Plan(), random_multilinear(30, 0))[0] == "gradient"
+        assert choose(Plan(), random_multilinear(30, 0))[0] == "permutation"
+        assert choose(Plan(), random_multilinear(800, 0))[0] == "two-stage"
+        assert choose(Plan(budget=300), random_multilinear(40, 0))[0] == "two-stage"
         assert choose(Plan(budget=4000), GAMES["voting"])[0] == "permutation"
         assert choose(Plan(budget=40), GAMES["voting"])[0] == "tmab"
 

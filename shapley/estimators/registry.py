@@ -22,6 +22,9 @@ _SPECIAL = ("top_k", "delta", "bound", "truncation", "tolerance")
 DEFAULT_BUDGET = 6144  # forward rows a topic: three minutes for 135M parameters on two cores
 
 
+_ENOUGH_PAIRS = 4
+
+
 @dataclass(frozen=True)
 class Plan:
     """What an estimate was asked to do.
@@ -72,14 +75,11 @@ def choose(plan: Plan, game: Game) -> tuple[str, str]:
     enumeration = (1 << n) * game.n_prompts if n <= 20 else None
     if enumeration is not None and enumeration <= budget:
         return "exact", f"all {1 << n} coalitions of {n} players fit into {budget} forward rows"
+    pairs = 2 * n * game.n_prompts
+    if _ENOUGH_PAIRS * pairs <= budget:
+        return "permutation", f"{budget} forward rows hold {budget // pairs} pairs of permutations of {n} players"
     if hasattr(game, "gradients"):
         return "two-stage", f"{n} players: gradients for all, exact differences where they matter"
-    pairs = 2 * n * game.n_prompts
-    if 4 * pairs <= budget:
-        return (
-            "permutation",
-            f"the game has no gradient, and {budget} forward rows hold {budget // pairs} pairs of permutations",
-        )
     return "tmab", f"the game has no gradient, and {budget} forward rows are too few to score all {n} players alike"
 
 
