@@ -34,6 +34,10 @@ bench: $(STAMP)
 	$(BIN)/python experiments/benchmarks/hooks.py
 	$(BIN)/python experiments/benchmarks/queries.py
 	$(BIN)/python experiments/benchmarks/memory.py
+	$(BIN)/python experiments/benchmarks/engine.py
+	$(BIN)/python experiments/benchmarks/workers.py
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
+	$(BIN)/python experiments/benchmarks/estimators/run.py --small
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
