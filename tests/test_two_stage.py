@@ -130,13 +130,13 @@ def test_a_run_resumed_anywhere_gives_the_same_numbers(stop):
     assert resumed.forward_rows == whole.forward_rows and resumed.details == whole.details
 
 
-@pytest.mark.parametrize("budget", [300, 1000, 3072, 20_000])
+@pytest.mark.parametrize("budget", [125, 300, 1000, 3072, 20_000])
 def test_the_budget_is_kept(budget):
     game = saturating()
     estimator, _ = build(Plan(estimator="two-stage", budget=budget, top_k=3), game)
     result = estimator.run()
     assert result.forward_rows <= estimator.planned_rows <= budget
-    assert result.details["separated"] or result.forward_rows > 0.75 * budget - 400
+    assert result.details["separated"] or result.forward_rows > 0.75 * budget - 150
 
 
 def test_every_player_stays_in_the_coalitions_and_is_screened_to_the_end():
@@ -228,7 +228,7 @@ def test_the_audit_finds_the_bias_and_its_noise():
     assert np.mean(inside) >= 0.95
     assert found[0].covers == pytest.approx(0.9, abs=0.005)
     assert Audit.from_array(found[0].array()) == found[0]
-    assert audit_size(1000, 1000) == 29 and audit_size(5, 1000) == 5 and audit_size(1000, 40) == 10
+    assert audit_size(1000, 1000) == 29 and audit_size(5, 1000) == 5 and audit_size(1000, 10.9) == 10
     assert Audit.measure(np.zeros(0), np.zeros(0), np.zeros(0)).players == 0
 
 

@@ -11,7 +11,6 @@ from shapley.types import FloatArray
 
 CONFIDENCE = 0.95
 _WANTED = 29  # the largest of 29 bounds nine tenths of all players with confidence .95: .9^29 < .05
-_MOST_OF_BUDGET = 0.25
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,6 @@ class Audit:
         return cls(int(players), *rest)
 
 
-def audit_size(n_players: int, differences: int) -> int:
-    """How many players to audit, where the second stage can pay so many units of differences."""
-    return int(min(_WANTED, n_players, _MOST_OF_BUDGET * differences))
+def audit_size(n_players: int, affordable: float) -> int:
+    """How many players to audit, where so many can be paid for."""
+    return int(max(0, min(_WANTED, n_players, affordable)))

@@ -23,10 +23,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from shapley.errors import ShapleyError, unknown_name
+from shapley.errors import ShapleyError
 from shapley.estimators.allocation import Standing, choose_players
 from shapley.estimators.audit import Audit, audit_size
-from shapley.estimators.base import DifferentiableGame, Estimate, Estimator, Game
+from shapley.estimators.base import DifferentiableGame, Estimate, Estimator, Game, ends_rows
 from shapley.estimators.bounds import BoundName, separated, spent_quantile
 from shapley.estimators.coalitions import N_PAIRS, ROWS_PER_UNIT, antithetic_coalitions, pairs_of, prompts_of
 from shapley.estimators.marginals import marginals
@@ -42,6 +42,7 @@ _GRADIENT_ROWS = 3 * ROWS_PER_UNIT
 _LEAST_FRACTION = 0.06  # of the trapezoid rule's weights, which are at most 1 / (2 * 0.06)
 _LEAST_ROUND = 16  # players: with fewer, gradients would cost more than differences
 _MOST_ROUNDS = 8
+_MOST_AUDIT = 0.25  # of the second stage's rows
 
 Sample = tuple[FloatArray, Float32Array, FloatArray, FloatArray]
 
@@ -74,22 +75,25 @@ class TwoStage(Estimator):
     ) -> None:
         n = game.n_players
         if bound != "asymptotic":
-            if bound not in ("valid", "published"):
-                raise unknown_name("bound", bound, ("asymptotic",))
-            raise ShapleyError(f"estimator 'two-stage' has no {bound!r} bound, only 'asymptotic': use tmab for it")
+            raise ShapleyError(f"estimator 'two-stage' has no {bound!r} bound, only 'asymptotic': tmab has others")
         self.top_k = max(1, min(100, n // 10)) if top_k is None else top_k
         if self.top_k > n:
             raise ShapleyError(f"--top-k {self.top_k} is more than the {n} players")
         self.delta, self.tolerance = delta, tolerance
         super().__init__(game, semivalue=semivalue, seed=seed, key=key, samples=samples)
         self._differentiable = game
+        budget = self.n_units * self.rows_per_unit
+        self._planned_rows = ends_rows(game) + budget
         self.n_screen = self.n_units
-        budget = self.n_screen * (self.rows_per_unit - _GRADIENT_ROWS)
-        self.audited = np.sort(keyed_rng(seed, key, "audit").permutation(n)[: audit_size(n, budget // ROWS_PER_UNIT)])
-        budget -= _GRADIENT_ROWS + ROWS_PER_UNIT * (1 + len(self.audited))
-        self.n_rounds, self.round_players = _rounds(budget, n)
-        self._planned = self.planned_rows
-        self.n_units = self.n_screen + 1 + ROUND_UNITS * self.n_rounds
+        budget -= self.n_screen * _GRADIENT_ROWS
+        size = audit_size(n, (_MOST_AUDIT * budget - _GRADIENT_ROWS) / ROWS_PER_UNIT - 1)
+        self.audited = np.sort(keyed_rng(seed, key, "audit").permutation(n)[:size])
+        budget -= _GRADIENT_ROWS + ROWS_PER_UNIT * (1 + size)
+        self.n_rounds, self.round_players = _rounds(budget, n) if size else (0, 0)
+        if size:
+            self.n_units = self.n_screen + 1 + ROUND_UNITS * self.n_rounds
+        else:  # too little for a second stage: all of it goes into the screen
+            self.n_units = self.n_screen = self.n_units * self.rows_per_unit // _GRADIENT_ROWS
         self.gradient = Welford(n)  # of units' plain mean gradients: the control variates' mean
         self.correction = Welford(n)  # of units' trapezoid corrections
         self.refinement = Refinement(n)
@@ -104,7 +108,7 @@ class TwoStage(Estimator):
 
     @property
     def planned_rows(self) -> int:
-        return self._planned if hasattr(self, "_planned") else super().planned_rows
+        return self._planned_rows
 
     @property
     def finished(self) -> bool:
