@@ -214,4 +214,7 @@ def test_a_topic_can_be_added_later(tmp_path):
 
 def test_auto_says_what_it_picked_and_why(tmp_path, capsys):
     estimate(LM, {"artist": TOPICS["artist"]}, tmp_path / "s.h5", plan=Plan(budget=200))
-    assert "estimator two-stage (72 players: gradients for all, exact differences where they matter)" in capsys.readouterr().err
+    assert (
+        "estimator two-stage (72 players: gradients for all, exact differences where they matter)"
+        in capsys.readouterr().err
+    )

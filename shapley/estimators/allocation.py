@@ -1,4 +1,9 @@
-"""Who gets exact differences next."""
+"""Who gets exact differences next: those for whom a forward row takes away more of the expected loss than it would as a
+part of one more gradient for all.
+
+The loss has two halves of equal weight: the mean square error of all scores, and that of the scores near the boundary of
+the top k, each player weighted by the chance that it is on the wrong side.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +17,52 @@ from shapley.types import FloatArray, IntArray
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of every player, ``[n]`` each: its score, the score's variance, the mean square of its bias (0 once
-    it is refined) and the units it was refined in."""
+    """What is known of every player, ``[n]`` each.
+
+    Attributes:
+        score: the estimate.
+        variance: of the score.
+        bias: mean square of the score's bias; 0 once the player is refined.
+        units: in which it was refined; 0 for a screened player.
+        after_round: what the variance of a screened player would be after a first round of exact differences.
+        screened: units of the screen so far, a number.
+    """
 
     score: FloatArray
     variance: FloatArray
     bias: FloatArray
     units: IntArray
+    after_round: FloatArray
+    screened: int
 
 
-def choose_players(standing: Standing, top_k: int, places: int) -> IntArray:
-    """``places`` distinct players: half by the chance that they are on the wrong side of the top k, half by how much
-    mean square error a round of exact differences would take away."""
-    n = len(standing.score)
-    places = min(places, n)
+def choose_players(
+    standing: Standing, top_k: int, most: int, *, round_units: int, difference_rows: int, gradient_rows: int
+) -> IntArray:
+    """At most ``most`` players, best first; none where one more gradient for all is worth more.
+
+    Args:
+        standing: of the players.
+        top_k: how many are to be separated.
+        most: players, that the budget allows.
+        round_units: units of a round.
+        difference_rows, gradient_rows: what a unit costs for one player's differences, and for the gradients of all.
+    """
+    weight = loss_weights(standing, top_k)
+    refined = standing.units > 0
+    gain = weight * round_gain(standing, round_units) / (round_units * difference_rows)
+    # One more unit takes 1 / (M + 1) off the variance of every mean of M.
+    screening = float((weight * standing.variance)[~refined].sum()) / (standing.screened + 1) / gradient_rows
+    best = np.argsort(-gain, kind="stable")[:most]
+    return best[gain[best] > screening]
+
+
+def loss_weights(standing: Standing, top_k: int) -> FloatArray:
+    """``[n]`` weight of each player's squared error in the loss."""
+    error = standing.variance + standing.bias
     wrong = chance_of_wrong_side(standing, top_k)
-    first = np.argsort(-wrong, kind="stable")[: (places + 1) // 2]
-    gain = error_reduction(standing)
-    gain[first] = -np.inf
-    second = np.argsort(-gain, kind="stable")[: places - len(first)]
-    return np.concatenate([first, second])
+    halves = [(np.ones_like(error), float(error.sum())), (wrong, float((wrong * error).sum()))]
+    return np.sum([share / total for share, total in halves if total > 0] or [np.zeros_like(error)], axis=0)
 
 
 def chance_of_wrong_side(standing: Standing, top_k: int) -> FloatArray:
@@ -44,6 +75,8 @@ def chance_of_wrong_side(standing: Standing, top_k: int) -> FloatArray:
     return np.asarray(ndtr(-np.divide(distance, error, out=np.full_like(error, np.inf), where=error > 0)))
 
 
-def error_reduction(standing: Standing) -> FloatArray:
-    """Mean square error that goes: the bias of a screened player; a refined one's variance falls by 1/(t + 1)."""
-    return np.where(standing.units > 0, standing.variance / (standing.units + 1.0), standing.bias)
+def round_gain(standing: Standing, round_units: int) -> FloatArray:
+    """``[n]`` squared error that a round of exact differences takes away."""
+    again = standing.variance * round_units / (standing.units + round_units)
+    first = np.maximum(standing.variance + standing.bias - standing.after_round, 0)
+    return np.where(standing.units > 0, again, first)

@@ -22,7 +22,9 @@ class Audit:
         rms: root mean square of the screen's bias over all players, estimated (noise of the audit taken off).
         bound: the largest bias seen, two standard errors added. Of all players, at least the fraction ``covers`` has a
             smaller one, with confidence 0.95 (the distribution-free bound of order statistics, Wilks 1941).
-        share: mean squared bias over mean square of the unit gradients.
+        share: mean squared bias over mean square of the unit gradients, noise taken off each player's square but no square
+            below zero: rather too large, as to refine one player too many costs less than to trust a screen that is off.
+        noise: mean variance of a unit's exact difference minus gradient, over mean square of the unit gradients.
         bound_ratio: as ``bound``, each player's bias taken over the root mean square of its unit gradients.
     """
 
@@ -30,11 +32,12 @@ class Audit:
     rms: float
     bound: float
     share: float
+    noise: float
     bound_ratio: float
 
     @classmethod
     def unknown(cls) -> Audit:
-        return cls(0, np.nan, np.nan, np.nan, np.inf)
+        return cls(0, np.nan, np.nan, np.nan, np.nan, np.inf)
 
     @classmethod
     def measure(cls, bias: FloatArray, variance: FloatArray, scale: FloatArray) -> Audit:
@@ -49,7 +52,8 @@ class Audit:
             len(bias),
             float(np.sqrt(square)),
             float(worst.max()),
-            square / total if total > 0 else 0.0,
+            float(np.maximum(bias**2 - variance, 0).mean()) / total if total > 0 else 0.0,
+            float(variance.mean()) / total if total > 0 else 0.0,
             float(ratio.max()),
         )
 

@@ -12,11 +12,12 @@ all variance goes; for the few players where it is not, beta goes to 0 and the g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from shapley.types import FloatArray, IntArray
+from shapley.types import BoolArray, FloatArray, IntArray
 
 _UNIT = ("n", "d", "g", "dd", "gg", "dg")  # sums over units, and, the same, over pairs
 
@@ -29,6 +30,11 @@ class RefinedScores:
     score: FloatArray
     variance: FloatArray
     units: IntArray
+
+    def where(self, chosen: Callable[[RefinedScores], BoolArray]) -> RefinedScores:
+        """Those players only."""
+        kept = chosen(self)
+        return RefinedScores(self.players[kept], self.score[kept], self.variance[kept], self.units[kept])
 
 
 class Refinement:

@@ -5,11 +5,11 @@
    its own gate, exact to second order, where a plain mean is exact to first. The rule's weights are noisy, so its
    correction is shrunk by what earlier units say it is worth.
 2. *Audit.* Players drawn at random from all get exact differences at one unit's coalitions: how far off the screen is.
-3. *Rounds.* In each, some players get exact differences at all coalitions of four more units, the same for all of them;
-   the gradients at these coalitions go on improving the screen, and serve as control variates (``refinement``). Half of
-   a round's places go to players that may be on the wrong side of the top k, half to those that add most to the mean
-   square error (``allocation``). Nobody leaves the coalitions: a player that is no longer refined is still put in and
-   taken out of them like any other.
+3. *Rounds* of four more units. The gradients at their coalitions go on improving the screen. Players for whom a forward
+   row is better spent on their own difference than on one more gradient for all (``allocation``), if there are any, get
+   exact differences at all of the round's coalitions, the same for all of them, with the gradient there as control
+   variate (``refinement``). Nobody leaves the coalitions: a player that is no longer refined is still put in and taken
+   out of them like any other.
 4. Stop when the top k is separated, or when the budget is spent.
 
 Scores of refined players are unbiased (but for the choice of when to stop sampling them, as with any bandit); the
@@ -36,12 +36,14 @@ from shapley.estimators.semivalue import Semivalue
 from shapley.keyed import keyed_rng
 from shapley.types import Float32Array, FloatArray, IntArray
 
-SCREEN_SHARE = 0.4  # of the budget
+SCREEN_SHARE = 0.4  # of the budget, before the audit; rounds can add to it
 ROUND_UNITS = 4
 _GRADIENT_ROWS = 3 * ROWS_PER_UNIT
 _LEAST_FRACTION = 0.06  # of the trapezoid rule's weights, which are at most 1 / (2 * 0.06)
-_LEAST_ROUND = 16  # players: with fewer, gradients would cost more than differences
-_MOST_ROUNDS = 8
+_LEFT_OVER = (
+    0.25  # of a squared correction: curvature beyond the second order, half as large, is expected where there is much
+)
+_LEAST_ROUNDS = 4  # that the budget is dealt out to: a look after each
 _MOST_AUDIT = 0.25  # of the second stage's rows
 
 Sample = tuple[FloatArray, Float32Array, FloatArray, FloatArray]
@@ -82,18 +84,15 @@ class TwoStage(Estimator):
         self.delta, self.tolerance = delta, tolerance
         super().__init__(game, semivalue=semivalue, seed=seed, key=key, samples=samples)
         self._differentiable = game
-        budget = self.n_units * self.rows_per_unit
-        self._planned_rows = ends_rows(game) + budget
         self.n_screen = self.n_units
-        budget -= self.n_screen * _GRADIENT_ROWS
-        size = audit_size(n, (_MOST_AUDIT * budget - _GRADIENT_ROWS) / ROWS_PER_UNIT - 1)
+        self._budget = self.n_units * self.rows_per_unit
+        second = self._budget - self.n_screen * _GRADIENT_ROWS
+        size = audit_size(n, (_MOST_AUDIT * second - _GRADIENT_ROWS) / ROWS_PER_UNIT - 1)
         self.audited = np.sort(keyed_rng(seed, key, "audit").permutation(n)[:size])
-        budget -= _GRADIENT_ROWS + ROWS_PER_UNIT * (1 + size)
-        self.n_rounds, self.round_players = _rounds(budget, n) if size else (0, 0)
-        if size:
-            self.n_units = self.n_screen + 1 + ROUND_UNITS * self.n_rounds
-        else:  # too little for a second stage: all of it goes into the screen
-            self.n_units = self.n_screen = self.n_units * self.rows_per_unit // _GRADIENT_ROWS
+        self._most_players = max(0, (second // _LEAST_ROUNDS // ROUND_UNITS - _GRADIENT_ROWS) // ROWS_PER_UNIT - 1)
+        if not size:  # too little for a second stage: all of it goes into the screen
+            self.n_screen = self._budget // _GRADIENT_ROWS
+        self._spent = 0  # rows, of whole units
         self.gradient = Welford(n)  # of units' plain mean gradients: the control variates' mean
         self.correction = Welford(n)  # of units' trapezoid corrections
         self.refinement = Refinement(n)
@@ -108,11 +107,15 @@ class TwoStage(Estimator):
 
     @property
     def planned_rows(self) -> int:
-        return self._planned_rows
+        return ends_rows(self.game) + self._budget
 
     @property
     def finished(self) -> bool:
-        return super().finished or self._separated
+        if self.unit < self.n_screen:
+            return False
+        begun = self.unit > self.n_screen and (self.unit - self.n_screen - 1) % ROUND_UNITS != 0
+        next_rows = _unit_rows(len(self._at_work())) * (1 if begun or self.unit == self.n_screen else ROUND_UNITS)
+        return self._separated or not len(self.audited) or self._spent + next_rows > self._budget
 
     def advance(self) -> Sample:
         """The unit's plain gradient ``[n]``, its trapezoid correction ``[n]``, and, for the players at work, marginals
@@ -152,6 +155,7 @@ class TwoStage(Estimator):
         plain, correction, exact, gradients = sample
         players = self._at_work()
         self.moments.add(plain + self._trust() * correction, replicate=self.unit)
+        self._spent += _unit_rows(len(players))
         self.gradient.add(plain)
         self.correction.add(correction)
         if len(players):
@@ -194,6 +198,7 @@ class TwoStage(Estimator):
         scalars = {
             "active": self.active,
             "separated": np.array(self._separated),
+            "spent": np.array(self._spent),
             "looks": np.array(self._looks),
             "audit": self._audit.array(),
         }
@@ -204,6 +209,7 @@ class TwoStage(Estimator):
         super().load(state)
         self.active = np.array(state["active"])
         self._separated, self._looks = bool(state["separated"]), int(state["looks"])
+        self._spent = int(state["spent"])
         self._audit = Audit.from_array(state["audit"])
         self.gradient.load(state, "gradient")
         self.correction.load(state, "correction")
@@ -231,14 +237,23 @@ class TwoStage(Estimator):
         """``[n]``: mean square of the unit gradients, which curvature goes with."""
         return self.gradient.variance() + self.gradient.mean.astype(float) ** 2
 
-    def _refined(self) -> RefinedScores:
+    def _bias(self) -> FloatArray:
+        """``[n]`` expected square of the screen's bias: typical players are as far off as the audited ones; the few with a
+        large correction, by a part of it besides."""
+        correction = self.correction.mean.astype(float) ** 2 - self.correction.variance() / max(self.unit, 1)
+        return self._audit.share * self._scale() + _LEFT_OVER * np.maximum(correction, 0)
+
+    def _sampled(self) -> RefinedScores:
         """Players that went through a whole round."""
         part = self.refinement.players
-        known = self.refinement.scores(
-            self.gradient.mean[part].astype(float), self.gradient.variance()[part], max(self.unit, 1)
-        )
-        whole = known.units >= ROUND_UNITS
-        return RefinedScores(known.players[whole], known.score[whole], known.variance[whole], known.units[whole])
+        mean, variance = self.gradient.mean[part].astype(float), self.gradient.variance()[part]
+        return self.refinement.scores(mean, variance, max(self.unit, 1)).where(lambda those: those.units >= ROUND_UNITS)
+
+    def _refined(self) -> RefinedScores:
+        """Those whose exact differences are expected to be closer to the truth than the screen is."""
+        sampled = self._sampled()
+        screen = self.moments.variance()[sampled.players] / max(self.unit, 1) + self._bias()[sampled.players]
+        return sampled.where(lambda those: those.variance <= screen)
 
     def _exact(self, refined: RefinedScores) -> np.ndarray:
         exact = np.zeros(self.game.n_players, dtype=bool)
@@ -253,13 +268,14 @@ class TwoStage(Estimator):
         return Audit.measure(mean - correction, variance, self._scale()[self.audited])
 
     def _standing(self) -> Standing:
-        refined = self._refined()
+        sampled, refined = self._sampled(), self._refined()
         score, variance = self.moments.mean.copy(), self.moments.variance() / max(self.unit, 1)
-        bias = self._audit.share * self._scale()
-        units = np.zeros(len(score), dtype=np.int64)
+        bias, units = self._bias(), np.zeros(len(score), dtype=np.int64)
+        after_round = self._audit.noise * self._scale() / ROUND_UNITS
+        after_round[sampled.players] = sampled.variance * sampled.units / (sampled.units + ROUND_UNITS)
         score[refined.players], variance[refined.players] = refined.score, refined.variance
         bias[refined.players], units[refined.players] = 0.0, refined.units
-        return Standing(score, variance, bias, units)
+        return Standing(score, variance, bias, units, after_round, self.unit)
 
     def _look(self) -> None:
         """Between rounds: is the top k separated, and who is refined next?"""
@@ -269,8 +285,10 @@ class TwoStage(Estimator):
             half = self._half_widths(standing)
             inside, outside = separated(standing.score, half, self.top_k, self.tolerance)
             self._separated = bool((inside | outside).all())
-        if not self.finished:
-            self.active = np.sort(choose_players(standing, self.top_k, self.round_players))
+        left = (self._budget - self._spent) // ROUND_UNITS - _GRADIENT_ROWS
+        most = min(self._most_players, left // ROWS_PER_UNIT - 1)
+        costs = {"difference_rows": ROWS_PER_UNIT, "gradient_rows": _GRADIENT_ROWS, "round_units": ROUND_UNITS}
+        self.active = np.sort(choose_players(standing, self.top_k, max(0, most), **costs))
 
     def _half_widths(self, standing: Standing) -> FloatArray:
         """Half-widths that hold over all players and looks as far as the central limit theorem does; a screened player's
@@ -282,10 +300,6 @@ class TwoStage(Estimator):
         return half + np.where(refined, 0.0, self._audit.bound_ratio * np.sqrt(self._scale()))
 
 
-def _rounds(budget: int, n_players: int) -> tuple[int, int]:
-    """How many rounds a budget of rows holds, and with how many players each."""
-    fixed = ROUND_UNITS * (_GRADIENT_ROWS + ROWS_PER_UNIT)
-    each = ROUND_UNITS * ROWS_PER_UNIT
-    rounds = min(_MOST_ROUNDS, max(1, budget // (fixed + each * min(_LEAST_ROUND, n_players))))
-    players = min(n_players, (budget // rounds - fixed) // each)
-    return (rounds, players) if players >= 1 else (0, 0)
+def _unit_rows(n_players: int) -> int:
+    """What a unit costs in which so many players get exact differences."""
+    return _GRADIENT_ROWS + (ROWS_PER_UNIT * (1 + n_players) if n_players else 0)
