@@ -239,7 +239,7 @@ def test_places_go_to_the_boundary_and_to_large_errors():
     costs = dict(round_units=4, difference_rows=16, gradient_rows=48)
     chosen = choose_players(standing, 2, 6, **costs).tolist()
     assert set(chosen[:3]) == {1, 2, 4}
-    assert 5 not in chosen  # differences would not make it better than it is
+    assert 5 not in chosen  # four rounds would halve its error, and that is little
     assert choose_players(standing, 2, 1, **costs).tolist() == chosen[:1]
     assert not len(choose_players(standing, 2, 6, **costs | {"gradient_rows": 1e-9}))  # gradients for nothing
     assert chance_of_wrong_side(standing, 2)[0] < 1e-6 < chance_of_wrong_side(standing, 2)[1]

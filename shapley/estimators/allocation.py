@@ -76,7 +76,12 @@ def chance_of_wrong_side(standing: Standing, top_k: int) -> FloatArray:
 
 
 def round_gain(standing: Standing, round_units: int) -> FloatArray:
-    """``[n]`` squared error that a round of exact differences takes away."""
+    """``[n]`` squared error that a round of exact differences takes away.
+
+    A screened player's error E gives way to p / r after r rounds; r is taken where the gain of each of them, (E - p / r) / r,
+    is largest: at 2 p / E, or at one round where that is enough.
+    """
     again = standing.variance * round_units / (standing.units + round_units)
-    first = np.maximum(standing.variance + standing.bias - standing.after_round, 0)
-    return np.where(standing.units > 0, again, first)
+    error, after = standing.variance + standing.bias, standing.after_round
+    several = np.divide(error**2, 4 * after, out=np.zeros_like(error), where=after > 0)
+    return np.where(standing.units > 0, again, np.where(2 * after > error, several, error - after))
