@@ -24,7 +24,7 @@ from shapley.sweeps import sweep
 TOPICS = ("athlete", "artist", "company")
 PER_TOPIC = 100
 # Coalitions of 94% intact neurons on average: with half of them out, the model predicts nothing (docs/design.md).
-PLAN = Plan(estimator="two-stage", semivalue="beta(1,16)", budget=2500)
+PLAN = Plan(estimator="two-stage", semivalue="beta(1,16)", budget=2000)
 CLUSTER_SIZE = 46  # a thousandth of the model's neurons
 GUARD = 4.0
 
