@@ -76,7 +76,7 @@ def run_demo(out: Path, *, resume: bool, say: Callable[[str], None], argv: Seque
     scores_path = out / "scores.h5"
     clock.step(
         f"3/6 score all {n_players:,} neurons for {', '.join(TOPICS)} on common coalitions: gradients for all, exact "
-        f"differences where they matter, {PLAN.budget} forward rows a topic (about four minutes on two cores)"
+        f"differences where they matter, {PLAN.budget} forward rows a topic (about three minutes on two cores)"
     )
     scores = estimate(lm, selection, scores_path, plan=PLAN, resume=resume, overwrite=not resume, argv=argv)
     clock.done(f"scores in {scores_path}")

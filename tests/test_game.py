@@ -214,5 +214,5 @@ def test_estimates_with_noise_as_impairment_agree_with_enumeration():
 def test_refusals(options, words):
     with pytest.raises(ShapleyError, match=words):
         NeuronGame(small("gpt2"), TOPIC, **options)
-    with pytest.raises(ShapleyError, match="no gradient"):
-        NeuronGame(small("gpt2"), TOPIC, value="accuracy").gradients(np.ones((1, 12), dtype=bool))
+    with pytest.raises(ShapleyError, match="value with a gradient"):
+        build(Plan(estimator="gradient"), NeuronGame(small("gpt2"), TOPIC, value="accuracy"))
