@@ -43,7 +43,8 @@ _LEAST_FRACTION = 0.06  # of the trapezoid rule's weights, which are at most 1 /
 _LEFT_OVER = (
     0.25  # of a squared correction: curvature beyond the second order, half as large, is expected where there is much
 )
-_LEAST_ROUNDS = 4  # that the budget is dealt out to: a look after each
+_LARGEST_ROUND = 0.25  # of the second stage's rows, or so many rows, whichever is more: a look after each
+_SMALL_ROUND = 1024
 _MOST_AUDIT = 0.25  # of the second stage's rows
 
 Sample = tuple[FloatArray, Float32Array, FloatArray, FloatArray]
@@ -89,7 +90,7 @@ class TwoStage(Estimator):
         second = self._budget - self.n_screen * _GRADIENT_ROWS
         size = audit_size(n, (_MOST_AUDIT * second - _GRADIENT_ROWS) / ROWS_PER_UNIT - 1)
         self.audited = np.sort(keyed_rng(seed, key, "audit").permutation(n)[:size])
-        self._most_players = max(0, (second // _LEAST_ROUNDS // ROUND_UNITS - _GRADIENT_ROWS) // ROWS_PER_UNIT - 1)
+        self._round_rows = max(int(_LARGEST_ROUND * second), _SMALL_ROUND)
         if not size:  # too little for a second stage: all of it goes into the screen
             self.n_screen = self._budget // _GRADIENT_ROWS
         self._spent = 0  # rows, of whole units
@@ -285,8 +286,8 @@ class TwoStage(Estimator):
             half = self._half_widths(standing)
             inside, outside = separated(standing.score, half, self.top_k, self.tolerance)
             self._separated = bool((inside | outside).all())
-        left = (self._budget - self._spent) // ROUND_UNITS - _GRADIENT_ROWS
-        most = min(self._most_players, left // ROWS_PER_UNIT - 1)
+        unit_rows = min(self._budget - self._spent, self._round_rows) // ROUND_UNITS
+        most = (unit_rows - _GRADIENT_ROWS) // ROWS_PER_UNIT - 1
         costs = {"difference_rows": ROWS_PER_UNIT, "gradient_rows": _GRADIENT_ROWS, "round_units": ROUND_UNITS}
         self.active = np.sort(choose_players(standing, self.top_k, max(0, most), **costs))
 
