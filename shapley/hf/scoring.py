@@ -27,7 +27,7 @@ from shapley.values import row_values
 
 _CPU_ROWS = 64  # two to sixteen cores are saturated long before this
 _GPU_ROWS = 4096
-_CPU_REPLAYED = 16  # fewer, so that a batch spans fewer layers
+_CPU_REPLAYED = 32  # fewer, so that a batch spans fewer layers
 _GPU_REPLAYED = 512
 _NEIGHBOURS = 4  # rows of like length whose candidates share batches
 
