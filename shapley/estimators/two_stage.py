@@ -41,7 +41,7 @@ ROUND_UNITS = 4
 _GRADIENT_ROWS = 3 * ROWS_PER_UNIT
 _LEAST_FRACTION = 0.06  # of the trapezoid rule's weights, which are at most 1 / (2 * 0.06)
 _LEFT_OVER = (
-    0.25  # of a squared correction: curvature beyond the second order, half as large, is expected where there is much
+    0.25  # of a squared correction: where there is much curvature, half as much is expected beyond second order
 )
 _LARGEST_ROUND = 0.25  # of the second stage's rows, or so many rows, whichever is more: a look after each
 _SMALL_ROUND = 1024
