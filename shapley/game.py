@@ -19,7 +19,7 @@ from shapley.hf.load import LanguageModel, fast_dtype
 from shapley.hf.scoring import RowPlan, RowScorer
 from shapley.impairment import Impairment
 from shapley.prompts import TopicPrompts
-from shapley.types import BoolArray, Float32Array, FloatArray, IntArray, ValueName
+from shapley.types import BoolArray, Float32Array, FloatArray, Gates, IntArray, ValueName
 from shapley.values import DIFFERENTIABLE, SURROGATES, VALUES
 
 Number = TypeVar("Number", bound=np.number)
@@ -129,10 +129,11 @@ class NeuronGame:
         return rows if prompts is not None else rows.reshape(len(coalitions), -1, len(players)).mean(axis=1)
 
     def gradients(
-        self, coalitions: BoolArray, *, prompts: IntArray | None = None, draws: IntArray | None = None
+        self, coalitions: Gates, *, prompts: IntArray | None = None, draws: IntArray | None = None
     ) -> tuple[FloatArray, Float32Array]:
         """``[C, n_players]`` -> ``[C]`` values and ``[C, n_players]`` derivatives of the value with respect to the
-        gate between each player's impaired (0) and intact (1) activation, at the coalition. Arguments as ``values``.
+        gate between each player's impaired (0) and intact (1) activation, at the coalition, or at gates in between
+        (float32). Arguments as ``values``.
         Where the value has no gradient (accuracy), both are of its smooth surrogate (``shapley.values``).
         """
         name = SURROGATES.get(self.value, self.value)

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from shapley.errors import ShapleyError
 from shapley.store import ScoreFile, players_of
-from shapley.types import BoolArray, Float32Array, FloatArray, IntArray
+from shapley.types import BoolArray, Float32Array, FloatArray, Gates, IntArray
 
 if TYPE_CHECKING:  # the command line reads partitions before it waits for torch
     from shapley.game import NeuronGame
@@ -237,9 +237,13 @@ class GroupGame:
         per_neuron[self._members] = per_player[self._group]
         return self.game.to_grid(per_neuron, missing)
 
-    def neurons(self, coalitions: BoolArray) -> BoolArray:
-        """``[C, n_players]`` -> ``[C, n_neurons]``: coalitions of neurons; those in no group are intact."""
-        inside = np.ones((len(coalitions), len(self.partition.group_of)), dtype=bool)
+    @overload
+    def neurons(self, coalitions: BoolArray) -> BoolArray: ...
+    @overload
+    def neurons(self, coalitions: Gates) -> Gates: ...
+    def neurons(self, coalitions: Gates) -> Gates:
+        """``[C, n_players]`` -> ``[C, n_neurons]``: coalitions of neurons, or gates; those in no group are intact."""
+        inside: Any = np.ones((len(coalitions), len(self.partition.group_of)), dtype=coalitions.dtype)
         inside[:, self._members] = coalitions[:, self._group]
         return inside
 
@@ -250,7 +254,7 @@ class GroupGame:
         return self.game.values(self.neurons(coalitions), prompts=prompts, draws=draws)
 
     def gradients(
-        self, coalitions: BoolArray, *, prompts: IntArray | None = None, draws: IntArray | None = None
+        self, coalitions: Gates, *, prompts: IntArray | None = None, draws: IntArray | None = None
     ) -> tuple[FloatArray, Float32Array]:
         """``[C, n_players]`` -> ``[C]`` values and ``[C, n_players]`` derivatives with respect to a gate that all neurons
         of a group share: the sum of theirs."""

@@ -18,3 +18,4 @@ BoolArray: TypeAlias = npt.NDArray[np.bool_]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
+Gates: TypeAlias = "BoolArray | Float32Array"  # of players: intact at 1, impaired at 0

@@ -67,14 +67,14 @@ class SumOfUnanimity(ToyGame):
 
     def values(self, coalitions, *, prompts=None, draws=None):
         self.forward_rows += len(coalitions)
-        return sum(weight * coalitions[:, list(carrier)].all(axis=1) for carrier, weight in self.carriers)
+        return sum(weight * coalitions[:, list(carrier)].prod(axis=1) for carrier, weight in self.carriers)
 
     def gradients(self, coalitions, *, prompts=None, draws=None):
         gradients = np.zeros(coalitions.shape, dtype=np.float32)
         for carrier, weight in self.carriers:
             for player in carrier:
                 others = [other for other in carrier if other != player]
-                gradients[:, player] += weight * coalitions[:, others].all(axis=1)
+                gradients[:, player] += weight * coalitions[:, others].prod(axis=1)
         self.forward_rows += 2 * len(coalitions)
         return self.values(coalitions), gradients
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from shapley.estimators.moments import Moments
 from shapley.estimators.semivalue import Semivalue
-from shapley.types import BoolArray, Float32Array, FloatArray, IntArray
+from shapley.types import BoolArray, Float32Array, FloatArray, Gates, IntArray
 
 CHUNK_ROWS = 1024
 EMPTY_DRAWS = 8  # noise draws that v(0) is averaged over, where it depends on them
@@ -48,10 +48,11 @@ class Game(Protocol):
 
 
 class DifferentiableGame(Game, Protocol):
-    """A game with derivatives ``[C, n_players]`` with respect to each player's presence."""
+    """A game with derivatives ``[C, n_players]`` with respect to each player's presence, at coalitions or at gates in
+    between (float32, from 0 to 1)."""
 
     def gradients(
-        self, coalitions: BoolArray, *, prompts: IntArray | None = None, draws: IntArray | None = None
+        self, coalitions: Gates, *, prompts: IntArray | None = None, draws: IntArray | None = None
     ) -> tuple[FloatArray, Float32Array]: ...
 
 

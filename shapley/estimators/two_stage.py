@@ -1,16 +1,18 @@
 """Two stages: gradients for all players, exact differences where they matter.
 
-1. *Screen.* Units of 16 coalitions (``coalitions``), one gradient row each. A player's gradient is averaged half over
+1. *Diagonal.* A few gradients with all players at one gate (``diagonal``): hardly any noise, some bias. Screened scores are
+   shrunk towards it, less and less as their own noise falls.
+2. *Screen.* Units of 16 coalitions (``coalitions``), one gradient row each. A player's gradient is averaged half over
    coalitions that hold it and half over those that do not: the trapezoid rule for the integral of the derivative over
    its own gate, exact to second order, where a plain mean is exact to first. The rule's weights are noisy, so its
    correction is shrunk by what earlier units say it is worth.
-2. *Audit.* Players drawn at random from all get exact differences at one unit's coalitions: how far off the screen is.
-3. *Rounds* of four more units. The gradients at their coalitions go on improving the screen. Players for whom a forward
+3. *Audit.* Players drawn at random from all get exact differences at one unit's coalitions: how far off the screen is.
+4. *Rounds* of four more units. The gradients at their coalitions go on improving the screen. Players for whom a forward
    row is better spent on their own difference than on one more gradient for all (``allocation``), if there are any, get
    exact differences at all of the round's coalitions, the same for all of them, with the gradient there as control
    variate (``refinement``). Nobody leaves the coalitions: a player that is no longer refined is still put in and taken
    out of them like any other.
-4. Stop when the top k is separated, or when the budget is spent.
+5. Stop when the top k is separated, or when the budget is spent.
 
 Scores of refined players are unbiased (but for the choice of when to stop sampling them, as with any bandit); the
 others' are the screen's, whose bias the audit bounds.
@@ -29,14 +31,17 @@ from shapley.estimators.audit import Audit, audit_size
 from shapley.estimators.base import DifferentiableGame, Estimate, Estimator, Game, ends_rows
 from shapley.estimators.bounds import BoundName, separated, spent_quantile
 from shapley.estimators.coalitions import N_PAIRS, ROWS_PER_UNIT, antithetic_coalitions, pairs_of, prompts_of
+from shapley.estimators.diagonal import Diagonal
 from shapley.estimators.marginals import marginals
 from shapley.estimators.moments import Welford
 from shapley.estimators.refinement import RefinedScores, Refinement
 from shapley.estimators.semivalue import Semivalue
+from shapley.estimators.shrinkage import reliability
 from shapley.keyed import keyed_rng
 from shapley.types import Float32Array, FloatArray, IntArray
 
-SCREEN_SHARE = 0.4  # of the budget, before the audit; rounds can add to it
+SCREEN_SHARE = 0.4  # of the budget, before the audit and with the diagonal; rounds can add to it
+_DIAGONAL_SHARE = 0.2  # of the budget, at most
 ROUND_UNITS = 4
 _GRADIENT_ROWS = 3 * ROWS_PER_UNIT
 _LEAST_FRACTION = 0.06  # of the trapezoid rule's weights, which are at most 1 / (2 * 0.06)
@@ -85,15 +90,18 @@ class TwoStage(Estimator):
         self.delta, self.tolerance = delta, tolerance
         super().__init__(game, semivalue=semivalue, seed=seed, key=key, samples=samples)
         self._differentiable = game
-        self.n_screen = self.n_units
         self._budget = self.n_units * self.rows_per_unit
-        second = self._budget - self.n_screen * _GRADIENT_ROWS
+        most = int(_DIAGONAL_SHARE * self._budget / 3)
+        self._diagonal = Diagonal.plan(semivalue, game.n_prompts, most, seed, key)
+        self._spent = 3 * len(self._diagonal)  # rows, of the diagonal and of whole units
+        self.n_screen = max(1, self.n_units - self._spent // _GRADIENT_ROWS)
+        second = self._budget - self._spent - self.n_screen * _GRADIENT_ROWS
         size = audit_size(n, (_MOST_AUDIT * second - _GRADIENT_ROWS) / ROWS_PER_UNIT - 1)
         self.audited = np.sort(keyed_rng(seed, key, "audit").permutation(n)[:size])
         self._round_rows = max(int(_LARGEST_ROUND * second), _SMALL_ROUND)
         if not size:  # too little for a second stage: all of it goes into the screen
-            self.n_screen = self._budget // _GRADIENT_ROWS
-        self._spent = 0  # rows, of whole units
+            self.n_screen = (self._budget - self._spent) // _GRADIENT_ROWS
+        self.prior: Float32Array = np.empty(0, dtype=np.float32)  # [n] of the diagonal, once it is there
         self.gradient = Welford(n)  # of units' plain mean gradients: the control variates' mean
         self.correction = Welford(n)  # of units' trapezoid corrections
         self.refinement = Refinement(n)
@@ -117,6 +125,11 @@ class TwoStage(Estimator):
         begun = self.unit > self.n_screen and (self.unit - self.n_screen - 1) % ROUND_UNITS != 0
         next_rows = _unit_rows(len(self._at_work())) * (1 if begun or self.unit == self.n_screen else ROUND_UNITS)
         return self._separated or not len(self.audited) or self._spent + next_rows > self._budget
+
+    def begin(self) -> None:
+        super().begin()
+        if len(self._diagonal) and not len(self.prior):
+            self.prior = self._diagonal.scores(self._differentiable).astype(np.float32)
 
     def advance(self) -> Sample:
         """The unit's plain gradient ``[n]``, its trapezoid correction ``[n]``, and, for the players at work, marginals
@@ -170,19 +183,24 @@ class TwoStage(Estimator):
     def estimate(self) -> Estimate:
         estimate = super().estimate()
         refined = self._refined()
-        score, stderr, count = estimate.score, estimate.stderr, estimate.count  # copies of the moments, free to change
+        count, groups = estimate.count, estimate.replicates  # copies of the moments, free to change
+        score, variance = self._screened()
+        stderr = np.sqrt(variance)
+        groups -= estimate.score
+        groups *= np.divide(stderr, estimate.stderr, out=np.ones_like(stderr), where=estimate.stderr > 0)
+        groups += score
         screen, spread = score[refined.players], stderr[refined.players]
         score[refined.players] = refined.score
         stderr[refined.players] = np.sqrt(refined.variance)
         count[refined.players] = refined.units
         # Groups of a refined player keep the screen's pattern of noise, scaled to the player's own standard error.
-        groups = estimate.replicates
         scale = np.divide(stderr[refined.players], spread, out=np.ones_like(spread), where=spread > 0)
         groups[:, refined.players] = refined.score + scale * (groups[:, refined.players] - screen)
-        return replace(estimate, exact=self._exact(refined))
+        return replace(estimate, score=score, stderr=stderr, exact=self._exact(refined))
 
     def details(self) -> dict[str, Any]:
         return {
+            "diagonal_rows": len(self._diagonal),
             "screened_coalitions": min(self.unit, self.n_screen) * ROWS_PER_UNIT,
             "rounds": max(0, self.unit - self.n_screen - 1) // ROUND_UNITS,
             "refined": len(self._refined().players),
@@ -196,8 +214,9 @@ class TwoStage(Estimator):
         }
 
     def state(self) -> dict[str, np.ndarray]:
-        scalars = {
+        scalars: dict[str, np.ndarray] = {
             "active": self.active,
+            "prior": self.prior,
             "separated": np.array(self._separated),
             "spent": np.array(self._spent),
             "looks": np.array(self._looks),
@@ -208,7 +227,7 @@ class TwoStage(Estimator):
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         super().load(state)
-        self.active = np.array(state["active"])
+        self.active, self.prior = np.array(state["active"]), np.array(state["prior"])
         self._separated, self._looks = bool(state["separated"]), int(state["looks"])
         self._spent = int(state["spent"])
         self._audit = Audit.from_array(state["audit"])
@@ -223,16 +242,19 @@ class TwoStage(Estimator):
         return self.audited if self.unit == self.n_screen else self.active
 
     def _trust(self) -> FloatArray | float:
-        """``[n]``, how much of the trapezoid correction to believe: its variance between players over that plus its
-        variance of estimation (empirical Bayes, with the spread between players in proportion to ``_scale``)."""
+        """``[n]``, how much of the trapezoid correction to believe."""
         if self.unit < 2:
             return 0.0
-        noise = self.correction.variance() / self.unit
-        scale = self._scale()
-        total = float(scale.sum())
-        worth = max(0.0, float((self.correction.mean.astype(float) ** 2 - noise).sum())) / total if total > 0 else 0.0
-        signal = worth * scale
-        return np.divide(signal, signal + noise, out=np.zeros_like(signal), where=signal > 0)
+        return reliability(self.correction.mean.astype(float), self.correction.variance() / self.unit, self._scale())
+
+    def _screened(self) -> tuple[FloatArray, FloatArray]:
+        """``[n]`` scores and their variances from gradients alone: the units' mean, shrunk towards the diagonal."""
+        score, variance = self.moments.mean.copy(), self.moments.variance() / max(self.unit, 1)
+        if not len(self.prior) or self.unit < 2:
+            return score, variance
+        deviation = score - self.prior
+        believed = reliability(deviation, variance, self._scale())
+        return self.prior + believed * deviation, believed * variance
 
     def _scale(self) -> FloatArray:
         """``[n]``: mean square of the unit gradients, which curvature goes with."""
@@ -253,7 +275,7 @@ class TwoStage(Estimator):
     def _refined(self) -> RefinedScores:
         """Those whose exact differences are expected to be closer to the truth than the screen is."""
         sampled = self._sampled()
-        screen = self.moments.variance()[sampled.players] / max(self.unit, 1) + self._bias()[sampled.players]
+        screen = (self._screened()[1] + self._bias())[sampled.players]
         return sampled.where(lambda those: those.variance <= screen)
 
     def _exact(self, refined: RefinedScores) -> np.ndarray:
@@ -270,7 +292,7 @@ class TwoStage(Estimator):
 
     def _standing(self) -> Standing:
         sampled, refined = self._sampled(), self._refined()
-        score, variance = self.moments.mean.copy(), self.moments.variance() / max(self.unit, 1)
+        score, variance = self._screened()
         bias, units = self._bias(), np.zeros(len(score), dtype=np.int64)
         after_round = self._audit.noise * self._scale() / ROUND_UNITS
         after_round[sampled.players] = sampled.variance * sampled.units / (sampled.units + ROUND_UNITS)
@@ -292,13 +314,15 @@ class TwoStage(Estimator):
         self.active = np.sort(choose_players(standing, self.top_k, max(0, most), **costs))
 
     def _half_widths(self, standing: Standing) -> FloatArray:
-        """Half-widths that hold over all players and looks as far as the central limit theorem does; a screened player's
-        is widened by the audit's bound."""
+        """Half-widths that hold over all players and looks as far as the central limit theorem does. A screened player's
+        interval is that of its units' mean, without the diagonal's help, widened by the audit's bound."""
         refined = standing.units > 0
         df = np.where(refined, standing.units, self.unit) - 1
         share = self.delta / (len(df) * self._looks * (self._looks + 1))
-        half = spent_quantile(share, df) * np.sqrt(standing.variance)
-        return half + np.where(refined, 0.0, self._audit.bound_ratio * np.sqrt(self._scale()))
+        mean = self.moments.mean
+        variance = np.where(refined, standing.variance, self.moments.variance() / self.unit)
+        shift = np.where(refined, 0.0, np.abs(standing.score - mean) + self._audit.bound_ratio * np.sqrt(self._scale()))
+        return spent_quantile(share, df) * np.sqrt(variance) + shift
 
 
 def _unit_rows(n_players: int) -> int:

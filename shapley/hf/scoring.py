@@ -22,13 +22,13 @@ from shapley.hf.replay import record_entries, start_at
 from shapley.hf.statistics import pad_right
 from shapley.impairment import Impairment
 from shapley.prompts import Prompt
-from shapley.types import BoolArray, Float32Array, FloatArray, IntArray
+from shapley.types import BoolArray, Float32Array, FloatArray, Gates, IntArray
 from shapley.values import row_values
 
 _CPU_ROWS = 64  # two to sixteen cores are saturated long before this
 _GPU_ROWS = 4096
-_CPU_REPLAYED = 32  # fewer, so that a batch spans fewer layers
-_GPU_REPLAYED = 512
+_CPU_REPLAYED_TOKENS = 1024  # fewer, so that a batch spans fewer layers
+_GPU_REPLAYED_TOKENS = 16_384
 _NEIGHBOURS = 4  # rows of like length whose candidates share batches
 
 
@@ -163,10 +163,10 @@ class RowScorer:
         return out
 
     def gradients(
-        self, name: str, plan: RowPlan, coalitions: BoolArray, *, dtype: torch.dtype = torch.float32
+        self, name: str, plan: RowPlan, coalitions: Gates, *, dtype: torch.dtype = torch.float32
     ) -> tuple[FloatArray, Float32Array]:
         """Values and mask gradients of rows: the derivative of each row's value with respect to every player's place
-        in its coalition.
+        in its coalition (``coalitions`` as for ``values``, or gates from 0 to 1 in float32).
 
         Returns:
             values ``[rows]`` float64 and gradients ``[rows, len(layers) * width]`` float32.
@@ -262,8 +262,9 @@ class RowScorer:
         for first in range(0, len(lengths), _NEIGHBOURS):
             rows = np.arange(first, min(first + _NEIGHBOURS, len(lengths)))
             pairs = (rows[None, :] * n_players + by_layer[:, None]).reshape(-1)
-            fits = max(1, self._memory // self._row_bytes(int(lengths[rows].max()), backward=False))
-            most = min(self._most_replayed, fits)
+            longest = int(lengths[rows].max())
+            fits = self._memory // self._row_bytes(longest, backward=False)
+            most = max(1, min(self._replayed_tokens // longest, fits))
             yield from (pairs[start : start + most] for start in range(0, len(pairs), most))
 
     def _prefixes(self, n_layers: int, plan: RowPlan) -> int:
@@ -275,7 +276,7 @@ class RowScorer:
         self,
         plan: RowPlan,
         chosen: IntArray,
-        coalitions: BoolArray | None,
+        coalitions: Gates | None,
         leaves: list[Tensor] | None,
         *,
         turned: IntArray | None = None,
@@ -294,7 +295,8 @@ class RowScorer:
             assert plan.coalitions is not None
             mask = coalitions[plan.coalitions[chosen]]
             if turned is not None:
-                mask[np.arange(len(chosen)), turned] ^= True
+                own = np.arange(len(chosen)), turned
+                mask[own] = np.logical_not(mask[own])
             intact = [None] * self.lm.sites.n_layers
             parts = torch.from_numpy(mask).to(self.lm.device).split(self.width, dim=1)
             for layer, gate in zip(self.layers, parts, strict=True):
@@ -352,8 +354,8 @@ class RowScorer:
             start = stop
 
     @property
-    def _most_replayed(self) -> int:
-        return _CPU_REPLAYED if self.lm.device.type == "cpu" else _GPU_REPLAYED
+    def _replayed_tokens(self) -> int:
+        return _CPU_REPLAYED_TOKENS if self.lm.device.type == "cpu" else _GPU_REPLAYED_TOKENS
 
     @property
     def _most_rows(self) -> int:

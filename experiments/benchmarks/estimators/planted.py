@@ -19,11 +19,12 @@ so one antithetic pair would be exact.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 
-from shapley.types import BoolArray, Float32Array, FloatArray, IntArray
+from shapley.types import BoolArray, Float32Array, FloatArray, Gates, IntArray
 
 GROUP_SIZES = (4, 8, 16, 32)
 MOST_UNEQUAL = 8  # members of a group that is enumerated
@@ -70,15 +71,16 @@ class Planted:
         return np.concatenate(parts) if parts else np.empty(0)
 
     def gradients(
-        self, coalitions: BoolArray, *, prompts: IntArray | None = None, draws: IntArray | None = None
+        self, coalitions: Gates, *, prompts: IntArray | None = None, draws: IntArray | None = None
     ) -> tuple[FloatArray, Float32Array]:
-        """``[C, n]`` -> ``[C]`` values and ``[C, n]`` derivatives of the smooth extension at the coalition."""
+        """``[C, n]`` -> ``[C]`` values and ``[C, n]`` derivatives of the smooth extension."""
         self.forward_rows += 3 * len(coalitions)
         values = np.empty(len(coalitions))
         gradients = np.empty(coalitions.shape, dtype=np.float32)
         for start in range(0, len(coalitions), _ROWS):
             rows = slice(start, start + _ROWS)
-            values[rows], gradients[rows] = self._values(coalitions[rows]), self._gradients(coalitions[rows])
+            gates = coalitions[rows].astype(np.float64)
+            values[rows], gradients[rows] = self.soft_values(torch.from_numpy(gates))[:, 0], self._gradients(gates)
         return values, gradients
 
     def marginals(
@@ -106,7 +108,7 @@ class Planted:
         """The smooth extension: gates ``[C, n]`` between 0 and 1 -> ``[C, 1]``, in torch; counts no rows."""
         g = gates.double()
         start, end = torch.from_numpy(self._slope_at_0), torch.from_numpy(self._slope_at_1)
-        curved = start * (g**3 - 2 * g**2 + g) + (3 * g**2 - 2 * g**3) + end * (g**3 - g**2)  # Hermite's cubic
+        curved = _cubic(g, start, end)
         value = curved @ torch.from_numpy(self._own)
         linear = g @ torch.from_numpy(self._columns)
         middle = 1 + 2 * N_DIRECTIONS
@@ -132,19 +134,19 @@ class Planted:
         value += (coalitions[:, self._pairs[0]] & coalitions[:, self._pairs[1]]) @ self._pair_weight
         return value
 
-    def _gradients(self, coalitions: BoolArray) -> FloatArray:
-        mask = coalitions.astype(np.float64)
-        two, three = self._projections(mask @ self._columns)
-        gradient = np.where(coalitions, self._own * self._slope_at_1, self._own * self._slope_at_0)
-        gradient += (two[:, ::-1] * self._two_weight).reshape(len(mask), -1) @ self._two.reshape(-1, self.n_players)
+    def _gradients(self, gates: FloatArray) -> FloatArray:
+        two, three = self._projections(gates @ self._columns)
+        curved = _cubic(gates, self._slope_at_0, self._slope_at_1)
+        slope = _cubic_slope(gates, self._slope_at_0, self._slope_at_1)
+        gradient = self._own * slope
+        gradient += (two[:, ::-1] * self._two_weight).reshape(len(gates), -1) @ self._two.reshape(-1, self.n_players)
         others = np.stack([three[:, 1] * three[:, 2], three[:, 0] * three[:, 2], three[:, 0] * three[:, 1]], axis=1)
-        gradient += (others * self._three_weight).reshape(len(mask), -1) @ self._three.reshape(-1, self.n_players)
+        gradient += (others * self._three_weight).reshape(len(gates), -1) @ self._three.reshape(-1, self.n_players)
         for groups, members in self._members.items():
-            gradient[:, members] += self._slopes(groups, self._inside(groups, mask))[:, :, None] * self._part[groups]
-        slope = np.where(coalitions, self._slope_at_1, self._slope_at_0)
+            gradient[:, members] += self._slopes(groups, self._inside(groups, gates))[:, :, None] * self._part[groups]
         first, second = self._pairs  # disjoint, so plain indexing adds up
-        gradient[:, first] += slope[:, first] * mask[:, second] * self._pair_weight
-        gradient[:, second] += slope[:, second] * mask[:, first] * self._pair_weight
+        gradient[:, first] += slope[:, first] * curved[:, second] * self._pair_weight
+        gradient[:, second] += slope[:, second] * curved[:, first] * self._pair_weight
         return gradient
 
     # Groups: ``_members`` holds, by slice of the groups, their members [groups, size]; ``_part`` the c_i,
@@ -261,6 +263,15 @@ def _shared(x: FloatArray, y: FloatArray, z: FloatArray) -> FloatArray:
     y_other, z_other = y.sum(axis=1, keepdims=True) - y, z.sum(axis=1, keepdims=True) - z
     both = (y * z).sum(axis=1, keepdims=True) - y * z
     return x * y * z_other / 2 + x * (both / 2 + (y_other * z_other - both) / 3)
+
+
+def _cubic(g: Any, start: Any, end: Any) -> Any:
+    """Hermite's cubic from (0, 0) to (1, 1) with these slopes, of numpy or torch."""
+    return start * (g**3 - 2 * g**2 + g) + (3 * g**2 - 2 * g**3) + end * (g**3 - g**2)
+
+
+def _cubic_slope(g: Any, start: Any, end: Any) -> Any:
+    return start * (3 * g**2 - 4 * g + 1) + 6 * (g - g**2) + end * (3 * g**2 - 2 * g)
 
 
 def _gate_slopes(rng: np.random.Generator, n_players: int) -> tuple[FloatArray, FloatArray]:
