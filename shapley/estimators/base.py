@@ -12,7 +12,7 @@ from __future__ import annotations
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -137,6 +137,21 @@ class Estimator(ABC):
         Returns:
             the unit's sample when it is complete, else ``None``.
         """
+
+    def parts(self) -> int:
+        """In how many parts the current unit's sample can be computed, each apart from the others."""
+        return 1
+
+    def part(self, index: int) -> tuple[np.ndarray, ...]:
+        """Part ``index`` of the current unit's sample, as arrays; the same whoever computes it."""
+        sample = None
+        while sample is None:
+            sample = self.advance()
+        return sample if isinstance(sample, tuple) else (sample,)
+
+    def join(self, parts: Sequence[tuple[np.ndarray, ...]]) -> Any:
+        """The current unit's sample from its parts, all of them and in order."""
+        return parts[0] if len(parts[0]) > 1 else parts[0][0]
 
     @abstractmethod
     def add(self, sample: Any) -> None:

@@ -20,6 +20,7 @@ others' are the screen's, whose bias the audit bounds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -41,7 +42,7 @@ from shapley.keyed import keyed_rng
 from shapley.types import Float32Array, FloatArray, IntArray
 
 SCREEN_SHARE = 0.4  # of the budget, before the audit and with the diagonal; rounds can add to it
-_DIAGONAL_SHARE = 0.2  # of the budget, at most
+_DIAGONAL_SHARE = 0.4  # of the budget, at most
 ROUND_UNITS = 4
 _GRADIENT_ROWS = 3 * ROWS_PER_UNIT
 _LEAST_FRACTION = 0.06  # of the trapezoid rule's weights, which are at most 1 / (2 * 0.06)
@@ -51,8 +52,9 @@ _LEFT_OVER = (
 _LARGEST_ROUND = 0.25  # of the second stage's rows, or so many rows, whichever is more: a look after each
 _SMALL_ROUND = 1024
 _MOST_AUDIT = 0.25  # of the second stage's rows
+_PART_PLAYERS = 64  # whose exact differences are computed together: enough to fill batches
 
-Sample = tuple[FloatArray, Float32Array, FloatArray, FloatArray]
+Sample = tuple[Float32Array, Float32Array, FloatArray, FloatArray]
 
 
 class TwoStage(Estimator):
@@ -134,22 +136,35 @@ class TwoStage(Estimator):
     def advance(self) -> Sample:
         """The unit's plain gradient ``[n]``, its trapezoid correction ``[n]``, and, for the players at work, marginals
         and gradients ``[8, m]``, pair by pair."""
-        players = self._at_work()
+        return self.join([self.part(index) for index in range(self.parts())])
+
+    def parts(self) -> int:
+        """One of gradients, and one of exact differences for every 64 players at work."""
+        return 1 + _n_exact_parts(len(self._at_work()))
+
+    def part(self, index: int) -> tuple[np.ndarray, ...]:
+        """The gradients: plain ``[n]``, correction ``[n]`` and those at work ``[8, m]``; or the exact differences of some
+        players, ``[8, up to 64]``."""
         coalitions, fractions = antithetic_coalitions(self.game.n_players, self.semivalue, self.seed, self.unit)
         prompts = np.repeat(prompts_of(self.unit, self.game.n_prompts, self.seed, self.key), 2)
         draws = np.repeat(pairs_of(self.unit), 2)
+        players = self._at_work()
+        if index:
+            some = players[(index - 1) * _PART_PLAYERS : index * _PART_PLAYERS]
+            return (_by_pair(marginals(self.game, coalitions, some, prompts, draws)),)
         _, gradients = self._differentiable.gradients(coalitions, prompts=prompts, draws=draws)
-        plain = gradients.mean(axis=0, dtype=np.float64)
+        plain = gradients.mean(axis=0, dtype=np.float64).astype(np.float32)
         correction = np.zeros(len(plain), dtype=np.float32)
         for inside, row, q in zip(coalitions, gradients, fractions, strict=True):
             weight_in, weight_out = (0.5 / max(chance, _LEAST_FRACTION) - 1 for chance in (q, 1 - q))
             weights = np.array([weight_out, weight_in], dtype=np.float32) / ROWS_PER_UNIT
             correction += weights[inside.view(np.uint8)] * row
-        exact = (
-            marginals(self.game, coalitions, players, prompts, draws) if len(players) else np.empty((len(prompts), 0))
-        )
-        by_pair = (rows.reshape(N_PAIRS, 2, -1).mean(axis=1) for rows in (exact, gradients[:, players].astype(float)))
-        return plain, correction, *by_pair
+        return plain, correction, _by_pair(gradients[:, players].astype(float))
+
+    def join(self, parts: Sequence[tuple[np.ndarray, ...]]) -> Sample:
+        (plain, correction, gradients), *exact = parts
+        differences = [part[0] for part in exact] or [np.empty((N_PAIRS, 0))]
+        return plain, correction, np.concatenate(differences, axis=1), gradients
 
     def units_ahead(self) -> int:
         """To the end of the screen, then the audit, then to the end of the round."""
@@ -168,7 +183,7 @@ class TwoStage(Estimator):
     def add(self, sample: Sample) -> None:
         plain, correction, exact, gradients = sample
         players = self._at_work()
-        self.moments.add(plain + self._trust() * correction, replicate=self.unit)
+        self.moments.add((plain + self._trust() * correction).astype(np.float64), replicate=self.unit)
         self._spent += _unit_rows(len(players))
         self.gradient.add(plain)
         self.correction.add(correction)
@@ -309,7 +324,7 @@ class TwoStage(Estimator):
             inside, outside = separated(standing.score, half, self.top_k, self.tolerance)
             self._separated = bool((inside | outside).all())
         unit_rows = min(self._budget - self._spent, self._round_rows) // ROUND_UNITS
-        most = (unit_rows - _GRADIENT_ROWS) // ROWS_PER_UNIT - 1
+        most = (unit_rows - _GRADIENT_ROWS) // ROWS_PER_UNIT * _PART_PLAYERS // (_PART_PLAYERS + 1)
         costs = {"difference_rows": ROWS_PER_UNIT, "gradient_rows": _GRADIENT_ROWS, "round_units": ROUND_UNITS}
         self.active = np.sort(choose_players(standing, self.top_k, max(0, most), **costs))
 
@@ -326,5 +341,14 @@ class TwoStage(Estimator):
 
 
 def _unit_rows(n_players: int) -> int:
-    """What a unit costs in which so many players get exact differences."""
-    return _GRADIENT_ROWS + (ROWS_PER_UNIT * (1 + n_players) if n_players else 0)
+    """What a unit costs in which so many players get exact differences: each part runs the unit's coalitions themselves."""
+    return _GRADIENT_ROWS + ROWS_PER_UNIT * (n_players + _n_exact_parts(n_players))
+
+
+def _n_exact_parts(n_players: int) -> int:
+    return -(-n_players // _PART_PLAYERS)
+
+
+def _by_pair(rows: FloatArray) -> FloatArray:
+    """``[16, m]`` -> ``[8, m]`` means of antithetic pairs."""
+    return rows.reshape(N_PAIRS, 2, -1).mean(axis=1)
