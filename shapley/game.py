@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from shapley.errors import ShapleyError, unknown_name
+from shapley.facts import to_grid
 from shapley.hf.load import LanguageModel, fast_dtype
 from shapley.hf.scoring import RowPlan, RowScorer
 from shapley.impairment import Impairment
@@ -96,9 +97,7 @@ class NeuronGame:
 
     def to_grid(self, per_player: npt.NDArray[Number], missing: float = np.nan) -> npt.NDArray[Number]:
         """``[n_players]`` -> ``[n_layers, width]``, ``missing`` in layers that do not play."""
-        grid = np.full(self.shape, missing, dtype=per_player.dtype)
-        grid[list(self.layers)] = per_player.reshape(len(self.layers), -1)
-        return grid
+        return to_grid(per_player, self.shape, self.layers, missing)
 
     def values(
         self, coalitions: BoolArray, *, prompts: IntArray | None = None, draws: IntArray | None = None

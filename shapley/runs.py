@@ -9,13 +9,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from shapley import __version__
 from shapley.errors import ShapleyError
 from shapley.estimators.base import Estimate, Estimator
 from shapley.estimators.registry import Plan, build
@@ -24,9 +21,10 @@ from shapley.game import NeuronGame
 from shapley.groups import GroupGame, Partitioner
 from shapley.hf.load import LanguageModel, describe
 from shapley.impairment import Impairment
+from shapley.outcome import attrs_of, scores_of, settings_of
 from shapley.progress import Progress, say
 from shapley.prompts import TopicPrompts
-from shapley.store import ScoreFile, TopicScores, read_checkpoint, write_checkpoint, write_scores
+from shapley.store import ScoreFile, read_checkpoint, write_checkpoint, write_scores
 from shapley.types import ValueName
 from shapley.workers import LostWorker, Recipe, check_apart, worker_devices, worker_pool
 
@@ -98,7 +96,7 @@ def estimate(
         checkpoint.unlink(missing_ok=True)
     with worker_pool(places[:most_units]) as pool:
         for topic, game in games.items():
-            settings = _settings(game, plan, model)
+            settings = settings_of(game, plan, model)
             if topic in done:
                 check_same(settings, json.loads(ScoreFile(out).attrs(topic)["settings"]), f"topic {topic!r} in {out}")
                 say(f"{topic}: already in {out}", show=show)
@@ -124,8 +122,8 @@ def estimate(
             recipe = Recipe.of(game, replace(plan, estimator=estimator.name), topic, dtype=dtype, memory=memory)
             steps = _steps(estimator) if pool is None else pool.steps(estimator, recipe)
             result, seconds = _run(estimator, steps, topic, settings, checkpoint, seconds, show)
-            attrs = _attrs(game, estimator, result, settings, seconds, argv)
-            write_scores(out, model, {topic: _scores(game, result, attrs)}, keep=keep)
+            attrs = attrs_of(game, estimator, result, settings, seconds, argv)
+            write_scores(out, model, {topic: scores_of(game, result, attrs)}, keep=keep)
             checkpoint.unlink(missing_ok=True)
             keep = True
     return ScoreFile(out)
@@ -172,21 +170,6 @@ def _steps(estimator: Estimator) -> Generator[None, None, None]:
         yield
 
 
-def _settings(game: NeuronGame | GroupGame, plan: Plan, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the numbers depend on."""
-    return {
-        **asdict(plan),
-        "impairment": json.loads(game.impairment.to_json()),
-        "value": game.value,
-        "layers": list(game.layers),
-        "partition": game.partition.record() if isinstance(game, GroupGame) else None,
-        "dtypes": [str(game.value_dtype), str(game.gradient_dtype)],
-        "prompts_sha256": game.topic.sha256,
-        "model": model["fingerprint"],
-        "version": __version__,
-    }
-
-
 def check_same(now: Mapping[str, Any], before: Mapping[str, Any], where: str) -> None:
     """Raises ShapleyError when the settings of the work to go on with are others than before."""
     for name, value in now.items():
@@ -195,48 +178,3 @@ def check_same(now: Mapping[str, Any], before: Mapping[str, Any], where: str) ->
                 f"cannot resume: {where} was made with {name} = {before.get(name)!r}, now it is {value!r}; "
                 "use the same settings, or --overwrite"
             )
-
-
-def _scores(game: NeuronGame | GroupGame, result: Estimate, attrs: dict[str, Any]) -> TopicScores:
-    names = game.partition.names if isinstance(game, GroupGame) else ()
-    replicates = np.stack([game.to_grid(part) for part in result.replicates]).astype(np.float32)
-    return TopicScores(
-        game.to_grid(result.score),
-        game.to_grid(result.stderr),
-        game.to_grid(result.count, missing=0),
-        game.to_grid(result.truncated, missing=0),
-        replicates,
-        attrs,
-        None if result.exact is None else game.to_grid(result.exact.astype(np.uint8), missing=0).astype(bool),
-        game.to_grid(np.arange(game.n_players), missing=-1) if names else None,
-        names,
-    )
-
-
-def _attrs(
-    game: NeuronGame | GroupGame,
-    estimator: Estimator,
-    result: Estimate,
-    settings: dict[str, Any],
-    seconds: float,
-    argv: Sequence[str],
-) -> dict[str, Any]:
-    return {
-        "estimator": estimator.name,
-        "semivalue": estimator.semivalue.name,
-        "value": game.value,
-        "impairment": game.impairment.to_json(),
-        "site": game.impairment.site,
-        "seed": estimator.seed,
-        "prompts_sha256": game.topic.sha256,
-        "n_prompts": game.n_prompts,
-        "value_full": result.value_full,
-        "value_empty": result.value_empty,
-        "efficiency_gap": result.efficiency_gap,
-        "forward_rows": result.forward_rows,
-        "wall_seconds": seconds,
-        "package_version": __version__,
-        "argv": json.dumps(list(argv)),
-        "details": json.dumps(result.details),
-        "settings": json.dumps(settings),
-    }

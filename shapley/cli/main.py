@@ -20,6 +20,11 @@ _COMMANDS = {
     "merge": "shapley.cli.query",
     "sweep": "shapley.cli.sweep",
     "report": "shapley.cli.report",
+    "submit": "shapley.cli.jobs",
+    "prepare": "shapley.cli.jobs",
+    "work": "shapley.cli.jobs",
+    "status": "shapley.cli.jobs",
+    "cancel": "shapley.cli.jobs",
 }
 
 

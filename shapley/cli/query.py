@@ -110,11 +110,36 @@ def cluster(
 
 
 @click.command()
-@click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path))
+@click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN | SCORES...")
+@click.option("--out", type=click.Path(path_type=Path), help="The file to write, where score files are merged.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-def merge(shards: tuple[Path, ...], out: Path, overwrite: bool) -> None:
-    """Merge score files of one model: topics side by side, a topic's independent seeds into one estimate."""
+def merge(shards: tuple[Path, ...], out: Path | None, overwrite: bool) -> None:
+    """Merge what the workers of a run folder computed; or score files of one model: topics side by side, a topic's
+    independent seeds into one estimate."""
+    if len(shards) == 1 and shards[0].is_dir():
+        if out is not None:
+            raise ShapleyError(
+                f"a run's scores go into its folder: leave --out away, and find {shards[0] / 'scores.h5'}"
+            )
+        _merge_run(shards[0])
+        return
+    if out is None:
+        raise ShapleyError("give --out for the merged score file (or one run folder, and nothing else)")
     check_output(out, overwrite=overwrite, inputs=shards, resumable=False)
     merge_scores(shards, out)
     click.echo(f"{len(ScoreFile(out).topics)} topics of {len(shards)} files: {out}")
+
+
+def _merge_run(path: Path) -> None:
+    from shapley.jobs.advance import merge as merge_rounds
+    from shapley.jobs.folder import RunFolder
+
+    standing = merge_rounds(RunFolder(path))
+    for line in standing.damaged:
+        click.echo(f"damaged, to be computed again: {line}")
+    for topic, items in standing.missing.items():
+        names = ", ".join(f"unit {item.unit} part {item.part}" for item in items[:5])
+        more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+        click.echo(f"{topic}: {len(items)} items missing: {names}{more}")
+    if standing.finished:
+        click.echo(f"scores in {path / 'scores.h5'}")

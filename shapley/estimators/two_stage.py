@@ -108,6 +108,7 @@ class TwoStage(Estimator):
         self.correction = Welford(n)  # of units' trapezoid corrections
         self.refinement = Refinement(n)
         self.active: IntArray = np.empty(0, dtype=np.int64)  # of the round at work
+        self._next_look = self.n_screen + 1  # units after which the round ends; the audit is a round of one
         self._audit = Audit.unknown()
         self._separated = False
         self._looks = 0
@@ -124,8 +125,7 @@ class TwoStage(Estimator):
     def finished(self) -> bool:
         if self.unit < self.n_screen:
             return False
-        begun = self.unit > self.n_screen and (self.unit - self.n_screen - 1) % ROUND_UNITS != 0
-        next_rows = _unit_rows(len(self._at_work())) * (1 if begun or self.unit == self.n_screen else ROUND_UNITS)
+        next_rows = _unit_rows(len(self._at_work()))
         return self._separated or not len(self.audited) or self._spent + next_rows > self._budget
 
     def begin(self) -> None:
@@ -168,10 +168,7 @@ class TwoStage(Estimator):
 
     def units_ahead(self) -> int:
         """To the end of the screen, then the audit, then to the end of the round."""
-        done = self.unit - self.n_screen  # units of the second stage
-        if done < 0:
-            return -done
-        return 1 if done == 0 else ROUND_UNITS - (done - 1) % ROUND_UNITS
+        return (self.n_screen if self.unit < self.n_screen else self._next_look) - self.unit
 
     def shared(self) -> dict[str, np.ndarray]:
         return {"active": self.active}
@@ -189,10 +186,10 @@ class TwoStage(Estimator):
         self.correction.add(correction)
         if len(players):
             self.refinement.add(players, exact, gradients)
-        done = self.unit + 1 - self.n_screen  # units of the second stage
-        if done == 1:
+        done = self.unit + 1
+        if done == self.n_screen + 1:
             self._audit = self._measure_bias()
-        if done >= 1 and (done - 1) % ROUND_UNITS == 0:
+        if done == self._next_look:
             self._look()
 
     def estimate(self) -> Estimate:
@@ -217,7 +214,7 @@ class TwoStage(Estimator):
         return {
             "diagonal_rows": len(self._diagonal),
             "screened_coalitions": min(self.unit, self.n_screen) * ROWS_PER_UNIT,
-            "rounds": max(0, self.unit - self.n_screen - 1) // ROUND_UNITS,
+            "rounds": max(0, self._looks - 1),
             "refined": len(self._refined().players),
             "top_k": self.top_k,
             "delta": self.delta,
@@ -235,6 +232,7 @@ class TwoStage(Estimator):
             "separated": np.array(self._separated),
             "spent": np.array(self._spent),
             "looks": np.array(self._looks),
+            "next_look": np.array(self._next_look),
             "audit": self._audit.array(),
         }
         parts = self.gradient.state("gradient") | self.correction.state("correction") | self.refinement.state()
@@ -244,7 +242,7 @@ class TwoStage(Estimator):
         super().load(state)
         self.active, self.prior = np.array(state["active"]), np.array(state["prior"])
         self._separated, self._looks = bool(state["separated"]), int(state["looks"])
-        self._spent = int(state["spent"])
+        self._spent, self._next_look = int(state["spent"]), int(state["next_look"])
         self._audit = Audit.from_array(state["audit"])
         self.gradient.load(state, "gradient")
         self.correction.load(state, "correction")
@@ -323,10 +321,13 @@ class TwoStage(Estimator):
             half = self._half_widths(standing)
             inside, outside = separated(standing.score, half, self.top_k, self.tolerance)
             self._separated = bool((inside | outside).all())
-        unit_rows = min(self._budget - self._spent, self._round_rows) // ROUND_UNITS
+        round_rows = min(self._budget - self._spent, self._round_rows)
+        unit_rows = round_rows // ROUND_UNITS
         most = (unit_rows - _GRADIENT_ROWS) // ROWS_PER_UNIT * _PART_PLAYERS // (_PART_PLAYERS + 1)
         costs = {"difference_rows": ROWS_PER_UNIT, "gradient_rows": _GRADIENT_ROWS, "round_units": ROUND_UNITS}
         self.active = np.sort(choose_players(standing, self.top_k, max(0, most), **costs))
+        # Where gradients for all are worth more than anybody's differences, as many as a round holds.
+        self._next_look += ROUND_UNITS if len(self.active) else max(1, round_rows // _GRADIENT_ROWS)
 
     def _half_widths(self, standing: Standing) -> FloatArray:
         """Half-widths that hold over all players and looks as far as the central limit theorem does. A screened player's
@@ -350,5 +351,5 @@ def _n_exact_parts(n_players: int) -> int:
 
 
 def _by_pair(rows: FloatArray) -> FloatArray:
-    """``[16, m]`` -> ``[8, m]`` means of antithetic pairs."""
-    return rows.reshape(N_PAIRS, 2, -1).mean(axis=1)
+    """``[16, m]`` -> ``[8, m]`` means of antithetic pairs, in one order in memory: sums over it depend on that."""
+    return np.ascontiguousarray(rows.reshape(N_PAIRS, 2, -1).mean(axis=1))

@@ -1,0 +1,137 @@
+"""One attempt at a shard: the small file that says it is alive, how far it is, and what went wrong.
+
+Nobody compares clocks: an attempt counts beats, and whoever watches sees whether the count goes up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+import traceback
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shapley.errors import ShapleyError
+from shapley.files import write_text
+
+BEAT_SECONDS = 5.0
+_SILENT_BEATS = 3
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an attempt says of itself.
+
+    Attributes:
+        shard, of: its share of the work.
+        name: unique.
+        beat: counts up while it lives.
+        state: ``working``, ``done``, ``stopped`` (by a signal) or ``failed``.
+        rows: forward rows so far; ``seconds``, of work.
+        error: the last line of what went wrong, and ``traceback``, all of it.
+        job: its Slurm job, or nothing.
+    """
+
+    shard: int
+    of: int
+    name: str
+    host: str
+    pid: int
+    job: str = ""
+    beat: int = 0
+    state: str = "working"
+    rows: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    traceback: str = ""
+
+
+class Attempt:
+    """Says what it does in a file of its own, every few seconds, from a thread; as a context manager."""
+
+    def __init__(self, folder: Path, shard: int, of: int) -> None:
+        name = f"{shard:05d}-{uuid.uuid4().hex[:12]}"
+        job = os.environ.get("SLURM_ARRAY_JOB_ID")
+        task = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if job else os.environ.get("SLURM_JOB_ID", "")
+        self.report = Report(shard, of, name, platform.node(), os.getpid(), task)
+        self._path = folder / f"{name}.json"
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._start = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        return self.report.name
+
+    def __enter__(self) -> Attempt:
+        self.say()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._over.set()
+        self._thread.join()
+        if error is None:
+            return
+        line = str(error) if isinstance(error, ShapleyError) else f"{type(error).__name__}: {error}"
+        text = "".join(traceback.format_exception(error))[-4000:]
+        self.say(state="failed", error=" ".join(line.split())[:500], traceback=text)
+
+    def say(self, **changes: Any) -> None:
+        """Write the report, with these fields changed. A full disk is no reason to stop the work."""
+        with self._lock:
+            seconds = time.monotonic() - self._start
+            self.report = replace(self.report, beat=self.report.beat + 1, seconds=seconds, **changes)
+            with suppress(ShapleyError):
+                write_text(self._path, json.dumps(asdict(self.report)))
+
+    def add_rows(self, rows: int) -> None:
+        """Count forward rows; they are said with the next beat."""
+        with self._lock:
+            self.report = replace(self.report, rows=self.report.rows + rows)
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            self.say()
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """Of all attempts, the latest of each; what cannot be read is left out."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(Report(**json.loads(path.read_text())))
+        except (OSError, ValueError, TypeError):
+            continue
+    return found
+
+
+class Watch:
+    """Which shards have an attempt that lives, as far as one observer has seen."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: dict[str, tuple[int, float]] = {}  # beat, and when it was first seen, by this process's own clock
+        self._shards: dict[str, tuple[int, int]] = {}
+
+    def look(self) -> None:
+        """Take note of all beats; at least once a beat, best from the start."""
+        now = time.monotonic()
+        for report in read_reports(self._folder):
+            if report.state != "working":
+                self._seen.pop(report.name, None)
+            elif self._seen.get(report.name, (-1, 0.0))[0] != report.beat:
+                self._seen[report.name] = (report.beat, now)
+                self._shards[report.name] = (report.shard, report.of)
+
+    def alive(self) -> set[tuple[int, int]]:
+        """Shards, as (number, of how many), whose attempt was seen to beat a short while ago."""
+        limit = time.monotonic() - _SILENT_BEATS * BEAT_SECONDS
+        return {self._shards[name] for name, (_, when) in self._seen.items() if when > limit}

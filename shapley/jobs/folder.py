@@ -1,0 +1,307 @@
+"""The folder of a run: what was asked for, frozen; the rounds of each topic; and what came of them.
+
+    RUN/run.json                        settings, code and versions; never changed
+    RUN/prompts.jsonl, RUN/code/        copies, so that what runs is what was submitted
+    RUN/topics/00-athlete/facts.json    the game without its model
+                          state-0003.npz    the estimator before round 3
+                          round-0003.npz    what workers need to know of round 3; written last
+                          round-0003/*.segment  samples
+                          scores.h5         at the end
+    RUN/workers/                        one small file an attempt: is it alive, what went wrong
+    RUN/scores.h5                       all topics, when all are done
+
+Only the merge writes states and rounds; a worker writes files of its own name. So nothing is ever locked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import shapley
+from shapley.errors import ShapleyError
+from shapley.estimators.base import Estimator
+from shapley.estimators.registry import Plan, build
+from shapley.facts import GameFacts
+from shapley.files import write_text
+from shapley.jobs.segments import Item, Shelf
+from shapley.prompts import TopicPrompts, read_prompts, write_prompts
+from shapley.store import read_checkpoint, write_checkpoint
+
+FORMAT = "neuron-shapley-run"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of one topic: units ``first`` to ``first + n_units - 1`` can be computed apart.
+
+    Attributes:
+        number: from 0.
+        ends: v(N) and v(0).
+        shared: what the estimator's ``advance`` needs of the samples before.
+    """
+
+    number: int
+    first: int
+    n_units: int
+    ends: tuple[float, float]
+    shared: dict[str, np.ndarray]
+
+    def adopt(self, estimator: Estimator, unit: int) -> None:
+        """Make an estimator ready to compute a unit of this round."""
+        estimator.adopt(unit, self.ends, self.shared)
+
+    def items(self, estimator: Estimator) -> list[Item]:
+        """All of the round's work, in order."""
+        found = []
+        for unit in range(self.first, self.first + self.n_units):
+            self.adopt(estimator, unit)
+            found += [Item(unit, part) for part in range(estimator.parts())]
+        return found
+
+
+class TopicFolder:
+    """One topic of a run."""
+
+    def __init__(self, path: Path, topic: TopicPrompts, plan: Plan, settings: str) -> None:
+        self.path, self.topic, self.plan, self._settings = path, topic, plan, settings
+
+    @property
+    def name(self) -> str:
+        return self.topic.topic
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.h5"
+
+    @property
+    def prepared(self) -> bool:
+        return (self.path / "facts.json").exists()
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """``game`` (of ``GameFacts``), ``model``, ``estimator``, ``reason``.
+
+        Raises:
+            ShapleyError: the run was not prepared.
+        """
+        record: dict[str, Any] = _read_json(self.path / "facts.json", f"topic {self.name!r} was not prepared yet")
+        return record
+
+    def game(self) -> GameFacts:
+        return GameFacts.from_record(self.facts["game"], self.topic)
+
+    def estimator(self, game: Any) -> Estimator:
+        """The estimator that was chosen when the run was prepared, on ``game``."""
+        plan = Plan(**{**vars(self.plan), "estimator": self.facts["estimator"]})
+        return build(plan, game, key=self.name)[0]
+
+    def rounds(self) -> list[int]:
+        """Numbers of the rounds that have begun."""
+        found = (re.fullmatch(r"round-(\d+)\.npz", path.name) for path in self.path.glob("round-*.npz"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def round(self, number: int) -> Round:
+        """Raises ShapleyError when it is not there or damaged."""
+        _, state = read_checkpoint(self.path / f"round-{number:04d}.npz")
+        first, n_units = map(int, state.pop("units"))
+        full, empty = map(float, state.pop("ends"))
+        return Round(number, first, n_units, (full, empty), state)
+
+    def shelf(self, number: int) -> Shelf:
+        return Shelf(self.path / f"round-{number:04d}", self._settings)
+
+    def save(self, estimator: Estimator, number: int, seconds: float) -> None:
+        """Begin round ``number`` from the estimator's present state."""
+        (self.path / f"round-{number:04d}").mkdir(exist_ok=True)
+        record = json.dumps({"settings": self._settings, "seconds": seconds})
+        write_checkpoint(self.path / f"state-{number:04d}.npz", record, estimator.state())
+        units = np.array([estimator.unit, 0 if estimator.finished else estimator.units_ahead()])
+        ends = np.array([estimator.value_full, estimator.value_empty])
+        write_checkpoint(
+            self.path / f"round-{number:04d}.npz", record, {"units": units, "ends": ends, **estimator.shared()}
+        )
+
+    def load(self, estimator: Estimator, number: int) -> float:
+        """Put an estimator into the state before round ``number``; returns the seconds of work before it.
+
+        Raises:
+            ShapleyError: the state is damaged, or of other settings.
+        """
+        path = self.path / f"state-{number:04d}.npz"
+        saved, state = read_checkpoint(path)
+        record = json.loads(saved)
+        if record["settings"] != self._settings:
+            raise ShapleyError(f"{path} belongs to a run with other settings: it was put here by hand")
+        estimator.load(state)
+        return float(record["seconds"])
+
+
+class RunFolder:
+    """A run that exists.
+
+    Args:
+        path: of the folder.
+
+    Attributes:
+        record: run.json.
+
+    Raises:
+        ShapleyError: it is no run folder, or of another version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ShapleyError(f"no run folder at {path}: make one with 'shapley submit'")
+        self.record: dict[str, Any] = _read_json(
+            self.path / "run.json", f"{path} is not a run folder: it has no run.json"
+        )
+        if self.record.get("format") != FORMAT or self.record.get("version") != VERSION:
+            raise ShapleyError(f"{path} is not a run folder of version {VERSION}")
+        self.plan = Plan(**self.record["plan"])
+        self.shards: int = self.record["shards"]
+
+    @property
+    def workers(self) -> Path:
+        return self.path / "workers"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.h5"
+
+    @cached_property
+    def topics(self) -> list[TopicFolder]:
+        """In the order of the prompts file."""
+        by_topic = read_prompts(self.path / "prompts.jsonl")
+        settings = self.record["settings_digest"]
+        return [
+            TopicFolder(self.path / "topics" / _folder_name(i, topic), prompts, self.plan, settings)
+            for i, (topic, prompts) in enumerate(by_topic.items())
+        ]
+
+    def check_code(self) -> None:
+        """Raises ShapleyError when the code at work is not the code that was submitted."""
+        if code_digest() != self.record["code"]:
+            raise ShapleyError(
+                f"{self.path} was submitted with other code than this (version {self.record['package_version']}, digest "
+                f"{self.record['code'][:12]}): run it with PYTHONPATH={self.code}"
+            )
+
+
+def create(
+    path: Path,
+    topics: Mapping[str, TopicPrompts],
+    plan: Plan,
+    game: Mapping[str, Any],
+    shards: int,
+    argv: Sequence[str],
+) -> RunFolder:
+    """Make the folder of a new run; the same call again finds it as it is.
+
+    Args:
+        path: of the folder; its parent exists.
+        topics: prompts by topic.
+        plan: what to estimate.
+        game: how ``shapley.jobs.games`` makes the games.
+        shards: in how many the work of a round is cut.
+        argv: the command line, for the record.
+
+    Raises:
+        ShapleyError: the folder belongs to another run, is a file, or cannot be written.
+    """
+    if shards < 1:
+        raise ShapleyError(f"--shards {shards} must be at least 1")
+    settings = {
+        "plan": vars(plan),
+        "game": dict(game),
+        "prompts": {topic: prompts.sha256 for topic, prompts in topics.items()},
+        "code": code_digest(),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    if path.exists():
+        return _existing(path, digest, settings)
+    if not path.parent.is_dir():
+        raise ShapleyError(f"cannot make {path}: the folder {path.parent} does not exist; make it first")
+    building = path.with_name(f".{path.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        for i, topic in enumerate(topics):
+            (building / "topics" / _folder_name(i, topic)).mkdir(parents=True)
+        for name in ("workers", "logs"):
+            (building / name).mkdir()
+        shutil.copytree(_package(), building / "code" / "shapley", ignore=shutil.ignore_patterns("__pycache__"))
+        write_prompts(building / "prompts.jsonl", [prompt for group in topics.values() for prompt in group.prompts])
+        record = {"format": FORMAT, "version": VERSION, "settings_digest": digest, "shards": shards, "argv": list(argv)}
+        text = json.dumps({**record, **settings, "package_version": shapley.__version__}, indent=1)
+        write_text(building / "run.json", text)
+        building.rename(path)
+    except OSError as error:
+        raise ShapleyError(f"cannot make {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return RunFolder(path)
+
+
+def _existing(path: Path, digest: str, settings: Mapping[str, Any]) -> RunFolder:
+    run = RunFolder(path)
+    if run.record["settings_digest"] == digest:
+        return run
+    for name, value in settings.items():
+        before = json.loads(json.dumps(run.record[name]))
+        now = json.loads(json.dumps(value))
+        if now == before:
+            continue
+        if isinstance(now, dict) and isinstance(before, dict):
+            inner = next(key for key in {**now, **before} if now.get(key) != before.get(key))
+            name, before, now = f"{name}: {inner}", before.get(inner), now.get(inner)
+        raise ShapleyError(
+            f"{path} belongs to another run, with {name} = {before!r} where this has {now!r}: choose another --run folder"
+        )
+    raise ShapleyError(f"{path} belongs to another run: choose another --run folder")
+
+
+def code_digest() -> str:
+    """Of every source file of the package at work."""
+    digest = hashlib.sha256()
+    for path in sorted(_package().rglob("*.py")):
+        digest.update(f"{path.relative_to(_package())}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _package() -> Path:
+    return Path(shapley.__file__).parent
+
+
+def _folder_name(index: int, topic: str) -> str:
+    return f"{index:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', topic)[:40]}"
+
+
+def _read_json(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ShapleyError(missing) from None
+    except (OSError, ValueError) as error:
+        raise ShapleyError(f"cannot read {path}: {error}") from error
+    if not isinstance(record, dict):
+        raise ShapleyError(f"cannot read {path}: it is not a JSON object")
+    return record

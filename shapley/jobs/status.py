@@ -1,0 +1,223 @@
+"""How a run stands: what is done, who works, what failed, when it will be finished, and the top players so far."""
+
+from __future__ import annotations
+
+import math
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from shapley.errors import ShapleyError
+from shapley.jobs import slurm
+from shapley.jobs.attempt import Report, read_reports
+from shapley.jobs.folder import RunFolder, TopicFolder
+from shapley.jobs.submit import jobs_of
+from shapley.store import ScoreFile
+
+
+@dataclass(frozen=True)
+class TopicStatus:
+    """One topic.
+
+    Attributes:
+        state: ``not prepared``, ``working``, ``to be merged`` or ``finished``.
+        round: at work; -1 before the first.
+        done, items: of the round.
+        rows, planned: forward rows merged and in segments, and of the whole run at most.
+        top: the best players so far: layer, neuron, score, and half the 95% interval.
+        damaged: a line for each damaged segment.
+    """
+
+    topic: str
+    state: str
+    round: int = -1
+    done: int = 0
+    items: int = 0
+    rows: int = 0
+    planned: int = 0
+    seconds: float = 0.0
+    top: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """All topics, and the attempts at shards.
+
+    Attributes:
+        running, done, stopped, failed, lost: attempts by what became of them. ``lost`` say that they work, and are in no
+            queue and no process list; ``failed`` are those whose shard nobody took up again.
+        queued: Slurm tasks that have not started.
+        rate: forward rows a second of those that run.
+        left: seconds to the end at this rate, if all planned rows are needed; NaN without a rate.
+    """
+
+    path: Path
+    finished: bool
+    topics: list[TopicStatus]
+    running: list[Report]
+    done: list[Report]
+    stopped: list[Report]
+    failed: list[Report]
+    lost: list[Report]
+    queued: int
+    rate: float
+    left: float
+
+
+def status(run: RunFolder, n_top: int = 5) -> RunStatus:
+    """Look at a run; nothing is changed.
+
+    Raises:
+        ShapleyError: a file of the run cannot be read.
+    """
+    topics = [_topic(topic, n_top) for topic in run.topics]
+    reports, queue = read_reports(run.workers), _queue(run)
+    by_state: dict[str, list[Report]] = {"working": [], "done": [], "stopped": [], "failed": []}
+    for report in reports:
+        by_state[report.state].append(report)
+    running = [report for report in by_state["working"] if _lives(report, queue)]
+    again = {(report.shard, report.of) for report in [*running, *by_state["done"]]}
+    rate = sum(report.rows / report.seconds for report in running if report.seconds > 0)
+    left = sum(topic.planned - topic.rows for topic in topics if topic.state != "finished")
+    return RunStatus(
+        run.path,
+        run.scores.exists(),
+        topics,
+        running,
+        by_state["done"],
+        by_state["stopped"],
+        [report for report in by_state["failed"] if (report.shard, report.of) not in again],
+        [report for report in by_state["working"] if report not in running],
+        sum(entry.state == "PENDING" for entry in queue.values()),
+        rate,
+        left / rate if rate > 0 else math.nan,
+    )
+
+
+def describe(run: RunFolder, found: RunStatus, logs: bool = False) -> str:
+    """In words."""
+    lines = []
+    for topic in found.topics:
+        line = f"{topic.topic}: {topic.state}"
+        if topic.state in ("working", "to be merged"):
+            line += f", round {topic.round}: {topic.done} of {topic.items} items, {topic.rows} of at most {topic.planned} rows"
+        elif topic.state == "finished":
+            line += f", {topic.rows} forward rows, {topic.seconds:.0f} s of work"
+        lines.append(line)
+        best = (f"({x['layer']}, {x['neuron']}) {x['score']:.4f} +- {x['half_width']:.4f}" for x in topic.top)
+        if topic.top:
+            lines.append(f"  top: {'; '.join(best)}")
+        lines += [f"  damaged: {line}" for line in topic.damaged]
+    names = ("running", "done", "stopped", "failed", "lost")
+    counts = ", ".join(f"{len(getattr(found, name))} {name}" for name in names)
+    lines.append(f"workers: {counts}; {found.queued} tasks in the queue")
+    if found.finished:
+        return "\n".join([*lines, f"finished: shapley top {run.scores} --topic {found.topics[0].topic}"])
+    if found.rate > 0:
+        lines.append(f"{found.rate:.1f} forward rows a second, at most {_duration(found.left)} to go")
+    for report in found.failed:
+        lines.append(f"shard {report.shard} on {report.host} failed: {report.error}")
+        if logs:
+            lines += [f"  log: {_log(run, report)}", *(f"  {line}" for line in report.traceback.splitlines())]
+    if found.failed and not logs:
+        lines.append(f"their logs: shapley status {run.path} --logs")
+    if not found.running and not found.queued:
+        lines.append("nobody works: the same 'shapley submit' goes on with what is left")
+    return "\n".join(lines)
+
+
+def _queue(run: RunFolder) -> dict[str, slurm.QueueEntry]:
+    """What Slurm knows of the run's jobs; nothing where there is no Slurm, or it was never asked."""
+    jobs = jobs_of(run)
+    try:
+        return slurm.queue(jobs) if jobs else {}
+    except ShapleyError:
+        return {}
+
+
+def _lives(report: Report, queue: dict[str, slurm.QueueEntry]) -> bool:
+    if report.job:
+        return report.job in queue and queue[report.job].state in ("RUNNING", "COMPLETING")
+    return report.host == platform.node() and Path(f"/proc/{report.pid}").exists()
+
+
+def _log(run: RunFolder, report: Report) -> str:
+    found = sorted(run.logs.glob(f"*-{report.job}.log")) if report.job else []
+    return str(found[0]) if found else "none: it was not a Slurm job"
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(int(seconds) // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {int(seconds) % 60} s"
+
+
+def _topic(topic: TopicFolder, n_top: int) -> TopicStatus:
+    if topic.scores.exists():
+        attrs = ScoreFile(topic.scores).attrs(topic.name)
+        score, stderr, count = (
+            ScoreFile(topic.scores).array(topic.name, name) for name in ("score", "stderr", "count")
+        )
+        rows = int(attrs["forward_rows"])
+        return TopicStatus(
+            topic.name,
+            "finished",
+            topic.rounds()[-1],
+            rows=rows,
+            planned=rows,
+            seconds=attrs["wall_seconds"],
+            top=_top(score, stderr, count, n_top),
+        )
+    rounds = topic.rounds()
+    if not rounds:
+        return TopicStatus(topic.name, "not prepared")
+    estimator = topic.estimator(topic.game())
+    seconds, number = _load(topic, estimator, rounds)
+    present, shelf = topic.round(number), topic.shelf(number)
+    shelf.scan()
+    items = present.items(topic.estimator(topic.game()))
+    there = [shelf.places[item] for item in items if item in shelf.places]
+    rows = estimator.forward_rows + sum(int(place.record["rows"]) for place in there)
+    seconds += sum(float(place.record["seconds"]) for place in there)
+    top: list[dict[str, Any]] = []
+    if estimator.unit > 1:
+        result, game = estimator.estimate(), topic.game()
+        score, stderr, count = (game.to_grid(x, missing=0) for x in (result.score, result.stderr, result.count))
+        top = _top(score, stderr, count, n_top)
+    state = "working" if len(there) < len(items) else "to be merged"
+    return TopicStatus(
+        topic.name,
+        state,
+        number,
+        len(there),
+        len(items),
+        rows,
+        max(estimator.planned_rows, rows),
+        seconds,
+        top,
+        list(shelf.damaged.values()),
+    )
+
+
+def _load(topic: TopicFolder, estimator: Any, rounds: list[int]) -> tuple[float, int]:
+    for number in reversed(rounds):
+        try:
+            return topic.load(estimator, number), number
+        except ShapleyError as error:
+            last = error
+    raise last
+
+
+def _top(score: np.ndarray, stderr: np.ndarray, count: np.ndarray, n: int) -> list[dict[str, Any]]:
+    """The best players with half their 95% intervals."""
+    order = np.argsort(-np.nan_to_num(score, nan=-np.inf), axis=None, kind="stable")[:n]
+    found = []
+    for flat in order:
+        layer, neuron = divmod(int(flat), score.shape[1])
+        half = stats.t.ppf(0.975, max(int(count.flat[flat]) - 1, 1)) * float(stderr.flat[flat])
+        found.append({"layer": layer, "neuron": neuron, "score": float(score.flat[flat]), "half_width": float(half)})
+    return found

@@ -1,0 +1,140 @@
+"""A run as a chain of Slurm jobs: prepare, and then links of an array of workers and a merge, each after the one before.
+
+All links are alike: workers do what the present round wants, the merge begins the next. So it does not matter which link a
+round falls into, or how often one has to be repeated; nothing has to stay alive between them, and no job submits another.
+The merge that finishes a run cancels the links that are left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shapley.errors import ShapleyError
+from shapley.files import write_text
+from shapley.jobs import slurm
+from shapley.jobs.folder import RunFolder
+from shapley.jobs.profile import Profile
+from shapley.jobs.slurm import TASK, Step
+
+# A screen, an audit, and rounds of at least a fourth of what is left; and some to spare for links in which work was lost.
+LINKS = 10
+
+
+@dataclass(frozen=True)
+class Link:
+    """A job of the chain. ``kind`` says what it wants of the job before it: ``afterok``, ``afterany``."""
+
+    step: Step
+    script: str
+    kind: str
+
+
+def chain(run: Path, shards: int) -> list[Link]:
+    """The jobs of a run, in order.
+
+    Args:
+        run: the folder.
+        shards: tasks of each array.
+    """
+    folder = str(run.absolute())
+    workers = Step("work", ("work", folder, "--shard", TASK, "--of", str(shards)), array=shards)
+    merge = Step("merge", ("merge", folder), gpu=False)
+    links = [Link(Step("prepare", ("prepare", folder)), "prepare.sh", "afterok")]
+    for _ in range(LINKS):
+        links += [Link(workers, "work.sh", "afterok"), Link(merge, "merge.sh", "afterany")]
+    return links
+
+
+def scripts(run: Path, shards: int, profile: Profile) -> dict[str, str]:
+    """The batch scripts by file name. Pure.
+
+    Raises:
+        ShapleyError: a path that a batch script cannot name.
+    """
+    return {link.script: slurm.render(link.step, profile, run, run / "code") for link in chain(run, shards)}
+
+
+def submit(run: RunFolder, profile: Profile) -> list[str]:
+    """Hand the chain to Slurm; returns the jobs' ids.
+
+    Raises:
+        ShapleyError: no Slurm, a partition that it does not know, more shards than an array holds, or a run that is
+            finished or in the queue already. Jobs that were accepted before one was refused are cancelled.
+    """
+    if run.scores.exists():
+        raise ShapleyError(f"{run.path} is finished: its scores are in {run.scores}")
+    if slurm.queue(jobs_of(run)):
+        raise ShapleyError(f"{run.path} is in the queue already: see 'shapley status {run.path}', or cancel it first")
+    largest = slurm.max_array_size()
+    if run.shards > largest:
+        raise ShapleyError(
+            f"--shards {run.shards}: this cluster's arrays have {largest} tasks at most; shards need not be GPUs, so take fewer"
+        )
+    folder = run.path / "slurm"
+    folder.mkdir(exist_ok=True)
+    for name, text in scripts(run.path, run.shards, profile).items():
+        write_text(folder / name, text)
+    write_text(folder / "profile.json", json.dumps(profile.record(), indent=1))
+    ids: list[str] = []
+    try:
+        for link in chain(run.path, run.shards):
+            ids.append(slurm.submit(folder / link.script, after=ids[-1] if ids else None, kind=link.kind))
+            _record(run, ids[-1], link.step)
+    except ShapleyError:
+        with suppress(ShapleyError):
+            slurm.cancel(ids)
+        raise
+    return ids
+
+
+def add_workers(run: RunFolder, n: int, profile: Profile) -> str:
+    """Start ``n`` more workers, which help with the present round; returns their job's id."""
+    if n < 1:
+        raise ShapleyError(f"--add {n} must be at least 1")
+    step = Step("help", ("work", str(run.path.absolute()), "--shard", "-1", "--of", str(run.shards)), array=n)
+    script = run.path / "slurm" / "help.sh"
+    script.parent.mkdir(exist_ok=True)
+    write_text(script, slurm.render(step, profile, run.path, run.code))
+    job = slurm.submit(script)
+    _record(run, job, step)
+    return job
+
+
+def cancel(run: RunFolder) -> list[str]:
+    """Cancel all jobs of a run; returns the ids of those that were in the queue."""
+    known = slurm.queue(jobs_of(run))
+    jobs = sorted({entry.split("_")[0] for entry in known})
+    slurm.cancel(jobs)
+    return jobs
+
+
+def end_chain(run: RunFolder) -> None:
+    """Cancel the links that a finished run has left; called from the merge that finishes it."""
+    if not slurm.in_slurm():
+        return
+    with suppress(ShapleyError):
+        slurm.cancel([job for job in jobs_of(run) if job != os.environ["SLURM_JOB_ID"]])
+
+
+def jobs_of(run: RunFolder) -> list[str]:
+    """Ids of every job of a run, the first submitted first."""
+    return [job["id"] for job in _jobs(run)]
+
+
+def _record(run: RunFolder, job: str, step: Step) -> None:
+    """At once, so that a submission that is killed leaves no job that nobody knows."""
+    write_text(run.path / "jobs.json", json.dumps([*_jobs(run), {"id": job, "step": step.name, "array": step.array}]))
+
+
+def _jobs(run: RunFolder) -> list[dict[str, Any]]:
+    path = run.path / "jobs.json"
+    try:
+        found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise ShapleyError(f"cannot read {path}: {error}") from error
+    return found

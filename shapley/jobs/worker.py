@@ -1,0 +1,243 @@
+"""A worker: computes its shard of every topic's present round, then helps where nobody works; saves as it goes.
+
+1. The round's items are listed in order, all topics in a row; a shard is an even slice of the list. What is in a segment is
+   done, whoever did it.
+2. Samples go into a segment every so often: so rarely that saving costs 1% of the time, but at least every ten minutes.
+3. At SIGTERM, or SIGUSR2 before a time limit, the item at work is given up, the rest is saved, and the worker ends; after
+   USR2 it asks Slurm to run it again. Nothing depends on either signal: a killed worker loses what it had since its last
+   segment.
+4. When its own items are done it takes up those of shards whose attempts are not seen to live (killed, still in the queue),
+   then the last ones of those that have most left, who come to them last. So workers can be added or taken away at any time.
+   Two who take up the same item do the same work twice, and it counts once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shapley.errors import ShapleyError
+from shapley.estimators.base import Estimator
+from shapley.jobs.attempt import BEAT_SECONDS, Attempt, Watch
+from shapley.jobs.folder import Round, RunFolder, TopicFolder
+from shapley.jobs.games import open_games
+from shapley.jobs.segments import SUFFIX, Item, Sample, Shelf, write_segment
+from shapley.jobs.slurm import requeue_self
+from shapley.keyed import keyed_rng
+
+_SHARE = 0.01  # of the time, for saving
+_SHORTEST, _LONGEST = 2.0, 600.0  # seconds between segments
+
+
+class Stopped(BaseException):
+    """A signal asked the worker to end; not an error."""
+
+
+@dataclass
+class Bench:
+    """A topic's present round, ready to be worked at."""
+
+    topic: TopicFolder
+    round: Round
+    shelf: Shelf
+    estimator: Estimator
+    items: list[Item]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An item, of the ``bench``-th topic."""
+
+    bench: int
+    item: Item
+
+
+def work(run: RunFolder, shard: int, of: int, device: str = "auto") -> str:
+    """Do a shard of the present round of every topic.
+
+    Args:
+        run: whose.
+        shard, of: which of how many; -1 has no items of its own and helps from the start.
+        device: for the model.
+
+    Returns:
+        ``done`` when there is nothing left that nobody works at, or ``stopped``.
+
+    Raises:
+        ShapleyError: other code than was submitted, a run that was not prepared, or a full disk.
+    """
+    if not -1 <= shard < of:
+        raise ShapleyError(f"shard {shard} of {of}: expected 0 to {of - 1}")
+    run.check_code()
+    with Attempt(run.workers, shard, of) as attempt, _signals() as signals:
+        try:
+            Worker(run, attempt, device, signals).run()
+        except Stopped:
+            requeued = signals.asked_for == signal.SIGUSR2 and requeue_self()
+            attempt.say(state="stopped", error="sent back to the queue" if requeued else "")
+            return "stopped"
+        attempt.say(state="done")
+        return "done"
+
+
+class Worker:
+    """See ``work``."""
+
+    def __init__(self, run: RunFolder, attempt: Attempt, device: str, signals: _Signals) -> None:
+        self._run, self._attempt, self._device, self._signals = run, attempt, device, signals
+        self._watch = Watch(run.workers)
+        self._looked = self._scanned = -np.inf
+        self._segments = 0
+        self._pending: dict[int, dict[Item, Sample]] = {}
+        self._saved = time.monotonic()
+        self._interval = _SHORTEST
+
+    def run(self) -> None:
+        benches = self._benches()
+        tasks = [Task(i, item) for i, bench in enumerate(benches) for item in bench.items]
+        try:
+            for task in _slice(tasks, self._attempt.report.shard, self._attempt.report.of):
+                shelf = benches[task.bench].shelf
+                if time.monotonic() - self._scanned > BEAT_SECONDS:  # who helps may have done some
+                    shelf.scan()
+                    self._scanned = time.monotonic()
+                if task.item not in shelf.places:
+                    self._do(benches, task)
+            self._save(benches)
+            self._help(benches, tasks)
+        except Stopped:
+            self._save(benches)
+            raise
+
+    def _benches(self) -> list[Bench]:
+        make: Callable[[Any], Any] | None = None
+        benches = []
+        for topic in self._run.topics:
+            if topic.scores.exists():
+                continue
+            rounds = topic.rounds()
+            if not rounds:
+                raise ShapleyError(f"topic {topic.name!r} of {self._run.path} was not prepared: see 'shapley status'")
+            present = topic.round(rounds[-1])
+            estimator = topic.estimator(topic.game())
+            items, shelf = present.items(estimator), topic.shelf(present.number)
+            shelf.scan()
+            if shelf.missing(items):
+                if make is None:  # the model is loaded only where there is something to do
+                    _, make = open_games(self._run.record["game"], self._device)
+                benches.append(Bench(topic, present, shelf, topic.estimator(make(topic.topic)), items))
+        return benches
+
+    def _do(self, benches: list[Bench], task: Task) -> None:
+        bench = benches[task.bench]
+        game = bench.estimator.game
+        before, start = game.forward_rows, time.monotonic()
+        with self._signals.at_once():
+            bench.round.adopt(bench.estimator, task.item.unit)
+            arrays = bench.estimator.part(task.item.part)
+        sample = Sample(arrays, game.forward_rows - before, time.monotonic() - start)
+        self._pending.setdefault(task.bench, {})[task.item] = sample
+        self._attempt.add_rows(sample.rows)
+        self._look()
+        if time.monotonic() - self._saved > self._interval:
+            self._save(benches)
+
+    def _save(self, benches: list[Bench]) -> None:
+        """Put what is pending into segments, one a topic."""
+        start = time.monotonic()
+        for index, samples in self._pending.items():
+            bench = benches[index]
+            path = bench.shelf.folder / f"{self._attempt.name}-{self._segments:05d}{SUFFIX}"
+            write_segment(path, self._run.record["settings_digest"], samples)
+            self._segments += 1
+        if self._pending:
+            self._interval = float(np.clip((time.monotonic() - start) / _SHARE, _SHORTEST, _LONGEST))
+        self._pending.clear()
+        self._saved = time.monotonic()
+        self._signals.check()
+
+    def _help(self, benches: list[Bench], tasks: list[Task]) -> None:
+        """Until there is nothing that another worker will not do as soon."""
+        order = keyed_rng("help", self._attempt.name)
+        while True:
+            for bench in benches:
+                bench.shelf.scan()
+            left = [task for task in tasks if task.item not in benches[task.bench].shelf.places]
+            chosen = self._choose(tasks, left, order)
+            if chosen is None:
+                return
+            self._do(benches, chosen)
+            self._save(benches)
+
+    def _choose(self, tasks: list[Task], left: list[Task], order: np.random.Generator) -> Task | None:
+        """An item of a shard that nobody is seen to work at, in an order of this attempt's own; else the last one of whoever
+        has most left, if that is more than one at work and one to come."""
+        self._look()
+        mine = (self._attempt.report.shard, self._attempt.report.of)
+        wanted = set(left)
+        kept = [[task for task in _slice(tasks, *shard) if task in wanted] for shard in self._watch.alive() - {mine}]
+        orphans = sorted(wanted - {task for own in kept for task in own}, key=tasks.index)
+        if orphans:
+            return orphans[int(order.integers(len(orphans)))]
+        longest = max(kept, key=len, default=[])
+        return longest[-1] if len(longest) > 2 else None
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked > BEAT_SECONDS:
+            self._watch.look()
+            self._looked = time.monotonic()
+
+
+class _Signals:
+    """SIGTERM, SIGUSR2 and Ctrl-C raise ``Stopped``: at once within ``at_once``, else at the next ``check``."""
+
+    def __init__(self) -> None:
+        self.asked_for: int | None = None
+        self._now = False
+
+    def ring(self, number: int, frame: Any) -> None:
+        self.asked_for = number
+        if self._now:
+            self._now = False
+            raise Stopped
+
+    def check(self) -> None:
+        if self.asked_for is not None:
+            raise Stopped
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        self.check()
+        self._now = True
+        try:
+            yield
+        finally:
+            self._now = False
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    found = _Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield found
+        return
+    before = {number: signal.signal(number, found.ring) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
+    try:
+        yield found
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _slice(tasks: list[Task], shard: int, of: int) -> list[Task]:
+    """An even, contiguous share; nothing for those who only help."""
+    if shard < 0:
+        return []
+    return tasks[len(tasks) * shard // of : len(tasks) * (shard + 1) // of]
