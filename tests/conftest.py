@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.slurm_cluster import cluster  # noqa: F401  (a fixture)
+
 
 @pytest.fixture(autouse=True)
 def threads(request):

@@ -12,13 +12,21 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "shapley"
 # From the top down. A module may import from its own layer and the layers after it.
 LAYERS = (
-    ("shapley.cli",),
-    ("shapley.demo",),
+    ("shapley.cli", "shapley.__main__"),
+    ("shapley.demo", "shapley.jobs"),
     ("shapley.report", "shapley.sweeps"),
     ("shapley.plots", "shapley.runs"),
-    ("shapley.curves", "shapley.footprint", "shapley.game", "shapley.groups", "shapley.merge", "shapley.workers"),
+    (
+        "shapley.curves",
+        "shapley.footprint",
+        "shapley.game",
+        "shapley.groups",
+        "shapley.merge",
+        "shapley.outcome",
+        "shapley.workers",
+    ),
     ("shapley.clusters", "shapley.records", "shapley.hf.baseline", "shapley.hf.invariants", "shapley.hf.scoring"),
-    ("shapley.store", "shapley.estimators", "shapley.builder", "shapley.hf"),
+    ("shapley.store", "shapley.estimators", "shapley.builder", "shapley.facts", "shapley.hf"),
     (
         "shapley.prompts",
         "shapley.keywords",
@@ -73,7 +81,16 @@ def test_estimators_know_neither_torch_nor_files(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["shapley", "shapley.cli.main", "shapley.cli.query", "shapley.cli.estimate", "shapley.plots", "shapley.report"],
+    [
+        "shapley",
+        "shapley.cli.main",
+        "shapley.cli.query",
+        "shapley.cli.estimate",
+        "shapley.plots",
+        "shapley.report",
+        "shapley.jobs.profile",
+        "shapley.jobs.slurm",
+    ],
 )
 def test_queries_and_reports_do_not_wait_for_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -74,7 +74,7 @@ def read_profile(path: Path | str) -> Profile:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ShapleyError(f"cannot read the profile {path} ({reason}): start from a template in slurm/") from None
     except yaml.YAMLError as error:
-        raise ShapleyError(f"{path} is not YAML: {error}") from None
+        raise ShapleyError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     values = _read(path, "", {} if content in (None, "") else content, {**_READERS, "merge": lambda raw: raw})
     if "merge" in values:
         values["merge"] = _read(path, "merge", values["merge"], {name: _READERS[name] for name in _MERGE})

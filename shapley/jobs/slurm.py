@@ -171,7 +171,7 @@ def max_array_size() -> int:
     """How many tasks an array may have here.
 
     Raises:
-        ShapleyError: there is no Slurm.
+        ShapleyError: there is no Slurm, or it does not answer.
     """
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call(["scontrol", "show", "config"]).stdout, re.MULTILINE)
     return int(match[1]) if match else _DEFAULT_MAX_ARRAY
