@@ -62,8 +62,12 @@ def test_gradients_at_gates_are_finite_differences(grouped):
 def test_reliability_by_hand():
     deviation, noise = np.array([3.0, 1.0, 0.0]), np.array([1.0, 1.0, 1.0])
     scale = np.array([2.0, 1.0, 0.0])
-    worth = (9 + 1 + 0 - 3) / 3
+    worth = ((9 - 1) / 2 + (1 - 1) / 1) / 2
     expected = [2 * worth / (2 * worth + 1), worth / (worth + 1), 0]
+    wild = reliability(
+        np.append(deviation, 0.0), np.append(noise, 1e9), np.append(scale, 1e9)
+    )  # one does not decide for all
+    assert wild[0] == pytest.approx(2 / 3)  # a proportion of (4 + 0 - 1) / 3
     np.testing.assert_allclose(reliability(deviation, noise, scale), expected)
     assert (reliability(np.zeros(3), noise, scale) == 0).all()
     assert (reliability(deviation, noise, np.zeros(3)) == 0).all()

@@ -11,14 +11,16 @@ def reliability(deviation: FloatArray, noise: FloatArray, scale: FloatArray) -> 
     """``[n]`` in [0, 1]: the variance of what is measured over that plus the variance of measurement.
 
     True deviations are taken to have mean zero and variances in proportion to ``scale``; the proportion is estimated by
-    moments over all players (Efron and Morris 1973, with unequal variances).
+    moments (Efron and Morris 1973, with unequal variances). It is the mean over players of their own proportions: sums over
+    players would be the affair of the few neurons with the wildest gradients.
 
     Args:
         deviation: ``[n]`` measured distances from what they are shrunk to.
         noise: ``[n]`` variances of the measurement.
         scale: ``[n]`` what true squared deviations are in proportion to.
     """
-    total = float(scale.sum())
-    worth = max(0.0, float((deviation**2 - noise).sum())) / total if total > 0 else 0.0
-    signal = worth * scale
+    seen = scale > 0
+    if not seen.any():
+        return np.zeros_like(deviation)
+    signal = max(0.0, float(((deviation**2 - noise)[seen] / scale[seen]).mean())) * scale
     return np.divide(signal, signal + noise, out=np.zeros_like(signal), where=signal > 0)

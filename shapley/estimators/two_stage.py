@@ -6,7 +6,8 @@
    coalitions that hold it and half over those that do not: the trapezoid rule for the integral of the derivative over
    its own gate, exact to second order, where a plain mean is exact to first. The rule's weights are noisy, so its
    correction is shrunk by what earlier units say it is worth.
-3. *Audit.* Players drawn at random from all get exact differences at one unit's coalitions: how far off the screen is.
+3. *Audit.* Players drawn at random get exact differences at one unit's coalitions: how far off the screen is. Some are drawn
+   from all alike, for a bound on the bias of most; some by the size of their gradients, as a few players may hold all bias.
 4. *Rounds* of four more units. The gradients at their coalitions go on improving the screen. Players for whom a forward
    row is better spent on their own difference than on one more gradient for all (``allocation``), if there are any, get
    exact differences at all of the round's coalitions, the same for all of them, with the gradient there as control
@@ -28,7 +29,7 @@ import numpy as np
 
 from shapley.errors import ShapleyError
 from shapley.estimators.allocation import Standing, choose_players
-from shapley.estimators.audit import Audit, audit_size
+from shapley.estimators.audit import Audit, audit_sizes, drawn_by_size
 from shapley.estimators.base import DifferentiableGame, Estimate, Estimator, Game, ends_rows
 from shapley.estimators.bounds import BoundName, separated, spent_quantile
 from shapley.estimators.coalitions import N_PAIRS, ROWS_PER_UNIT, antithetic_coalitions, pairs_of, prompts_of
@@ -98,16 +99,16 @@ class TwoStage(Estimator):
         self._spent = 3 * len(self._diagonal)  # rows, of the diagonal and of whole units
         self.n_screen = max(1, self.n_units - self._spent // _GRADIENT_ROWS)
         second = self._budget - self._spent - self.n_screen * _GRADIENT_ROWS
-        size = audit_size(n, (_MOST_AUDIT * second - _GRADIENT_ROWS) / ROWS_PER_UNIT - 1)
-        self.audited = np.sort(keyed_rng(seed, key, "audit").permutation(n)[:size])
+        alike, self._by_size = audit_sizes(n, (_MOST_AUDIT * second - _GRADIENT_ROWS) / ROWS_PER_UNIT - 1)
+        self.audited = np.sort(keyed_rng(seed, key, "audit").permutation(n)[:alike])
         self._round_rows = max(int(_LARGEST_ROUND * second), _SMALL_ROUND)
-        if not size:  # too little for a second stage: all of it goes into the screen
+        if not alike:  # too little for a second stage: all of it goes into the screen
             self.n_screen = (self._budget - self._spent) // _GRADIENT_ROWS
         self.prior: Float32Array = np.empty(0, dtype=np.float32)  # [n] of the diagonal, once it is there
         self.gradient = Welford(n)  # of units' plain mean gradients: the control variates' mean
         self.correction = Welford(n)  # of units' trapezoid corrections
         self.refinement = Refinement(n)
-        self.active: IntArray = np.empty(0, dtype=np.int64)  # of the round at work
+        self.active: IntArray = np.empty(0, dtype=np.int64)  # of the round at work, or the audit
         self._next_look = self.n_screen + 1  # units after which the round ends; the audit is a round of one
         self._audit = Audit.unknown()
         self._separated = False
@@ -187,6 +188,11 @@ class TwoStage(Estimator):
         if len(players):
             self.refinement.add(players, exact, gradients)
         done = self.unit + 1
+        if done == self.n_screen and len(self.audited):
+            by_size = drawn_by_size(
+                self._scale(), self._by_size, self.audited, keyed_rng(self.seed, self.key, "by size")
+            )
+            self.active = np.sort(np.concatenate([self.audited, by_size]))
         if done == self.n_screen + 1:
             self._audit = self._measure_bias()
         if done == self._next_look:
@@ -250,9 +256,7 @@ class TwoStage(Estimator):
 
     def _at_work(self) -> IntArray:
         """The players that get exact differences in this unit."""
-        if self.unit < self.n_screen:
-            return np.empty(0, dtype=np.int64)
-        return self.audited if self.unit == self.n_screen else self.active
+        return self.active if self.unit >= self.n_screen else np.empty(0, dtype=np.int64)
 
     def _trust(self) -> FloatArray | float:
         """``[n]``, how much of the trapezoid correction to believe."""
@@ -300,8 +304,9 @@ class TwoStage(Estimator):
         """Bias of the screen on the audited players: their mean exact difference minus gradient at the same coalitions,
         less the correction that the screen already makes."""
         mean, variance = self.refinement.residuals()
-        correction = self.moments.mean[self.audited] - self.gradient.mean[self.audited]
-        return Audit.measure(mean - correction, variance, self._scale()[self.audited])
+        players = self.refinement.players
+        correction = self.moments.mean[players] - self.gradient.mean[players]
+        return Audit.measure(mean - correction, variance, self._scale()[players], np.isin(players, self.audited))
 
     def _standing(self) -> Standing:
         sampled, refined = self._sampled(), self._refined()
