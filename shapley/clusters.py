@@ -46,7 +46,11 @@ class Cluster:
 
     def save(self, path: str | Path) -> None:
         """Write the cluster file (docs/formats.md)."""
-        record = {
+        write_text(Path(path), json.dumps(self.record(), indent=1) + "\n")
+
+    def record(self) -> dict[str, Any]:
+        """What a cluster file holds."""
+        return {
             "format": FORMAT,
             "version": VERSION,
             "model": dict(self.model),
@@ -54,7 +58,6 @@ class Cluster:
             "neurons": [list(pair) for pair in self.neurons],
             "rule": dict(self.rule),
         }
-        write_text(Path(path), json.dumps(record, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Cluster:
@@ -72,9 +75,14 @@ class Cluster:
         if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
             raise ShapleyError(f"{path} is not a cluster file of version {VERSION}")
         try:
-            neurons = tuple((int(layer), int(column)) for layer, column in record["neurons"])
+            return cls.from_record(record)
         except (KeyError, TypeError, ValueError) as error:
             raise ShapleyError(f"{path}: 'neurons' must be a list of [layer, neuron] pairs") from error
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Cluster:
+        """From what a cluster file holds. Raises KeyError, TypeError or ValueError where 'neurons' are no pairs."""
+        neurons = tuple((int(layer), int(column)) for layer, column in record["neurons"])
         model = record.get("model")
         model = model if isinstance(model, dict) else {"name": model}
         return cls(neurons, record.get("site", "mlp_hidden"), model, record.get("rule") or {})

@@ -86,6 +86,11 @@ class NeuronGame:
         return self._scorer.forward_rows
 
     @property
+    def memory(self) -> int:
+        """Bytes for activations; batches follow from it."""
+        return self._scorer.memory
+
+    @property
     def differentiable(self) -> bool:
         """Whether ``gradients`` are of the value itself."""
         return self.value in DIFFERENTIABLE

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from shapley import __version__
 from shapley.clusters import Cluster, random_like
 from shapley.errors import ShapleyError
 from shapley.files import check_output
 from shapley.footprint import footprint
 from shapley.game import game_dtypes
+from shapley.hf.hooks import cluster_mask
 from shapley.hf.load import LanguageModel, describe
 from shapley.hf.scoring import RowPlan, RowScorer
 from shapley.impairment import Impairment
@@ -29,6 +29,7 @@ from shapley.prompts import TopicPrompts
 from shapley.records import METRICS, Sweep, read_sweep, write_sweep
 from shapley.runs import CHECKPOINT_SECONDS, check_same
 from shapley.store import read_checkpoint, write_checkpoint
+from shapley.sweep_design import SweepDesign
 from shapley.types import FloatArray
 
 
@@ -69,24 +70,9 @@ def sweep(
     out = Path(out)
     check_output(out, resume=resume, overwrite=overwrite)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    levels = np.array(sorted({0.0, *map(float, strengths)}))
-    if not np.isfinite(levels).all() or levels[0] < 0:
-        raise ShapleyError(f"strengths {levels.tolist()} must be finite and at least 0")
-    arms = _arms(lm, clusters, impairment, n_random, show)
-    prompts = [prompt for topic in topics.values() for prompt in topic.prompts]
-    scorer = RowScorer(lm, prompts, impairment, memory=memory)
-    _, compute = game_dtypes(dtype, lm.device)
-    n_seeds = n_seeds if impairment.is_random else 1
-    settings = {
-        "model": lm.fingerprint,
-        "prompts": {topic: group.sha256 for topic, group in topics.items()},
-        "clusters": {name: None if arm is None else [list(pair) for pair in arm.neurons] for name, arm in arms.items()},
-        "impairment": json.loads(impairment.to_json()),
-        "strengths": levels.tolist(),
-        "seeds": n_seeds,
-        "dtype": str(compute),
-        "version": __version__,
-    }
+    design = design_of(lm, clusters, impairment, strengths, n_seeds=n_seeds, n_random=n_random, dtype=dtype, show=show)
+    scorer = SweepScorer(lm, design, topics, memory)
+    settings = design.settings(topics)
     if resume and out.exists():
         done = read_sweep(out)
         check_same(settings, json.loads(done.attrs["settings"]), str(out))
@@ -94,37 +80,85 @@ def sweep(
     if overwrite:
         out.unlink(missing_ok=True)
         checkpoint.unlink(missing_ok=True)
-    values, rows, seconds = _measure(
-        scorer, list(arms.values()), levels, n_seeds, compute, checkpoint, settings, resume, show
-    )
-    attrs = {
-        "wall_seconds": seconds,
-        "forward_rows": rows,
-        "package_version": __version__,
-        "argv": json.dumps(list(argv)),
-        "settings": json.dumps(settings),
-        **{f"model_{name}": value for name, value in describe(lm).items()},
-    }
-    result = Sweep(
-        _by_topic(values, topics),
-        list(arms),
-        [lm.sites.n_layers * scorer.width if arm is None else len(arm) for arm in arms.values()],
-        levels,
-        _absolute(lm, impairment, levels),
-        impairment,
-        attrs,
-    )
+    values, rows, seconds = _measure(scorer, design, checkpoint, settings, resume, show)
+    result = design.sweep(values, topics, rows, seconds, argv)
     write_sweep(out, result)
     checkpoint.unlink(missing_ok=True)
     return result
 
 
-def _measure(
-    scorer: RowScorer,
-    arms: Sequence[Cluster | None],
-    levels: FloatArray,
+def design_of(
+    lm: LanguageModel,
+    clusters: Mapping[str, Cluster | None],
+    impairment: Impairment,
+    strengths: Sequence[float] | FloatArray,
+    *,
     n_seeds: int,
-    dtype: torch.dtype,
+    n_random: int,
+    dtype: str,
+    show: bool = True,
+) -> SweepDesign:
+    """Choose everything that is left open: footprints, random controls, absolute strengths, the dtype. Arguments as for
+    ``sweep``.
+
+    Raises:
+        ShapleyError: a cluster is not of this model, or a strength is negative or not finite.
+    """
+    levels = np.array(sorted({0.0, *map(float, strengths)}))
+    if not np.isfinite(levels).all() or levels[0] < 0:
+        raise ShapleyError(f"strengths {levels.tolist()} must be finite and at least 0")
+    arms = _arms(lm, clusters, impairment, n_random, show)
+    columns = lm.sites.n_layers * lm.sites.width(impairment.site)
+    return SweepDesign(
+        describe(lm),
+        arms,
+        [columns if arm is None else len(arm) for arm in arms.values()],
+        impairment,
+        levels,
+        _absolute(lm, impairment, levels),
+        n_seeds if impairment.is_random else 1,
+        str(game_dtypes(dtype, lm.device)[1]),
+    )
+
+
+class SweepScorer:
+    """Computes the blocks of a sweep; the same numbers in any order and in any process.
+
+    Raises:
+        ShapleyError: as ``RowScorer``.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, design: SweepDesign, topics: Mapping[str, TopicPrompts], memory: int | None
+    ) -> None:
+        prompts = [prompt for topic in topics.values() for prompt in topic.prompts]
+        self._rows = RowScorer(lm, prompts, design.impairment, memory=memory)
+        self._design, self._arms = design, list(design.arms.values())
+        self._dtype: torch.dtype = getattr(torch, design.dtype.removeprefix("torch."))
+        self.n_prompts = len(prompts)
+
+    @property
+    def forward_rows(self) -> int:
+        return self._rows.forward_rows
+
+    @property
+    def memory(self) -> int:
+        """Bytes for activations; batches follow from it."""
+        return self._rows.memory
+
+    def block(self, arm: int, level: int) -> FloatArray:
+        """``[metric, seed, prompt]``."""
+        if level == 0:  # nothing is impaired: one pass, without hooks
+            untouched = RowPlan(np.arange(self.n_prompts))
+            return self._rows.values(METRICS, untouched, cluster=(), dtype=self._dtype)[:, None]
+        plan = _plan(self._design.strengths[level], self._design.n_seeds, self.n_prompts)
+        rows = self._rows.values(METRICS, plan, cluster=self._arms[arm], dtype=self._dtype)
+        return rows.reshape(len(METRICS), self._design.n_seeds, self.n_prompts)
+
+
+def _measure(
+    scorer: SweepScorer,
+    design: SweepDesign,
     checkpoint: Path,
     settings: dict[str, Any],
     resume: bool,
@@ -132,9 +166,7 @@ def _measure(
 ) -> tuple[FloatArray, int, float]:
     """``[metric, arm, strength, seed, prompt]``, the forward rows and the seconds it took; what a checkpoint holds is not
     run again."""
-    n_prompts = len(scorer.prompts)
-    values = np.full((len(METRICS), len(arms), len(levels), n_seeds, n_prompts), np.nan)
-    n_levels = len(levels) - 1
+    values = design.empty(scorer.n_prompts)
     finished, rows_before, seconds_before = 0, 0, 0.0
     if resume and checkpoint.exists():
         saved, state = read_checkpoint(checkpoint)
@@ -151,22 +183,17 @@ def _measure(
         state = {"values": values, "finished": np.array(finished), "rows": rows, "seconds": seconds}
         write_checkpoint(checkpoint, json.dumps(settings), state)
 
-    per_level = n_seeds * n_prompts
-    label = f"{scorer.impairment.kind} at {scorer.impairment.site}"
-    total = len(arms) * n_levels
-    progress = Progress(total * per_level, label, "rows", initial=finished * per_level, show=show)
+    untouched, *blocks = design.blocks()
+    per_block = design.n_seeds * scorer.n_prompts
+    label = f"{design.impairment.kind} at {design.impairment.site}"
+    progress = Progress(len(blocks) * per_block, label, "rows", initial=finished * per_block, show=show)
     try:
-        # At strength zero nothing is impaired: one pass, without hooks, for all clusters and seeds.
         if np.isnan(values[:, :, 0]).any():
-            untouched = scorer.values(METRICS, RowPlan(np.arange(n_prompts)), cluster=(), dtype=dtype)
-            values[:, :, 0] = untouched[:, None, None]
-        for unit in range(finished, total):
-            arm, level = unit // n_levels, 1 + unit % n_levels
-            plan = _plan(levels[level], n_seeds, n_prompts)
-            block = scorer.values(METRICS, plan, cluster=arms[arm], dtype=dtype)
-            values[:, arm, level] = block.reshape(len(METRICS), n_seeds, n_prompts)
-            finished = unit + 1
-            progress.reach(finished * per_level)
+            design.put(values, *untouched, scorer.block(*untouched))
+        for block in blocks[finished:]:
+            design.put(values, *block, scorer.block(*block))
+            finished += 1
+            progress.reach(finished * per_block)
             if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                 save()
                 saved_at = time.monotonic()
@@ -190,6 +217,7 @@ def _arms(
             continue
         cluster.check_model(describe(lm), f"cluster {name!r}")
         placed = footprint(lm, cluster, impairment.site)
+        cluster_mask(lm.sites, impairment.site, placed)  # refuses columns that the model does not have
         if placed is not cluster:
             say(
                 f"{name}: {len(cluster)} neurons act at {impairment.site} by {len(placed)} dimensions, their footprint",
@@ -214,8 +242,3 @@ def _absolute(lm: LanguageModel, impairment: Impairment, levels: FloatArray) -> 
     if impairment.unit == "absolute":
         return np.tile(levels[:, None], (1, lm.sites.n_layers))
     return levels[:, None] * lm.statistics(impairment.site).site_std.double().cpu().numpy()[None]
-
-
-def _by_topic(values: FloatArray, topics: Mapping[str, TopicPrompts]) -> dict[str, FloatArray]:
-    ends = np.cumsum([len(topic) for topic in topics.values()])
-    return dict(zip(topics, np.split(values, ends[:-1], axis=-1), strict=True))

@@ -362,6 +362,7 @@ def test_status_from_nothing_to_the_end(tmp_path):
 def test_a_folder_belongs_to_one_configuration(tmp_path):
     run = new_run(tmp_path)
     assert new_run(tmp_path).record == run.record
+    prepare(run, show=False)
     with pytest.raises(ShapleyError, match=r"plan: budget = 12000 where this has 9000.*--run"):
         new_run(tmp_path, Plan(estimator="two-stage", budget=9000, top_k=10))
     with pytest.raises(ShapleyError, match="game: model"):
@@ -373,6 +374,17 @@ def test_a_folder_belongs_to_one_configuration(tmp_path):
         RunFolder(tmp_path / "empty")
     with pytest.raises(ShapleyError, match="no run folder"):
         RunFolder(tmp_path / "nothing")
+
+
+def test_a_folder_for_which_nothing_was_done_gives_way(tmp_path):
+    """A command that was wrong is put right without another folder."""
+    wrong = new_run(tmp_path, Plan(estimator="tmab", budget=100_000))
+    with pytest.raises(ShapleyError, match="one unit after another"):
+        prepare(wrong, show=False)
+    run = new_run(tmp_path)
+    assert run.path == wrong.path and run.plan == PLANS["two-stage"]
+    to_the_end(run)
+    assert_same(run, PLANS["two-stage"])
 
 
 def test_other_code_than_was_submitted_is_refused(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ _COMMANDS = {
     "merge": "shapley.cli.query",
     "sweep": "shapley.cli.sweep",
     "report": "shapley.cli.report",
-    "submit": "shapley.cli.jobs",
+    "submit": "shapley.cli.submit",
     "prepare": "shapley.cli.jobs",
     "work": "shapley.cli.jobs",
     "status": "shapley.cli.jobs",

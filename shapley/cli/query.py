@@ -118,9 +118,7 @@ def merge(shards: tuple[Path, ...], out: Path | None, overwrite: bool) -> None:
     independent seeds into one estimate."""
     if len(shards) == 1 and shards[0].is_dir():
         if out is not None:
-            raise ShapleyError(
-                f"a run's scores go into its folder: leave --out away, and find {shards[0] / 'scores.h5'}"
-            )
+            raise ShapleyError(f"a run's result goes into its folder {shards[0]}: leave --out away")
         _merge_run(shards[0])
         return
     if out is None:
@@ -133,13 +131,16 @@ def merge(shards: tuple[Path, ...], out: Path | None, overwrite: bool) -> None:
 def _merge_run(path: Path) -> None:
     from shapley.jobs.advance import merge as merge_rounds
     from shapley.jobs.folder import RunFolder
+    from shapley.jobs.kinds import job_of
 
-    standing = merge_rounds(RunFolder(path))
+    run = RunFolder(path)
+    standing = merge_rounds(run)
     for line in standing.damaged:
         click.echo(f"damaged, to be computed again: {line}")
-    for topic, items in standing.missing.items():
-        names = ", ".join(f"unit {item.unit} part {item.part}" for item in items[:5])
-        more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-        click.echo(f"{topic}: {len(items)} items missing: {names}{more}")
+    for stream in job_of(run).streams:
+        if items := standing.missing.get(stream.name):
+            names = ", ".join(map(stream.title, items[:5]))
+            more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+            click.echo(f"{stream.name}: {len(items)} items missing: {names}{more}")
     if standing.finished:
-        click.echo(f"scores in {path / 'scores.h5'}")
+        click.echo(f"finished: {run.result}")

@@ -102,6 +102,7 @@ class RowScorer:
 
     Attributes:
         forward_rows: rows run so far; a gradient row counts 3, its backward counted as two.
+        memory: bytes for activations; batches follow from it.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class RowScorer:
         self._encoded = [encode(lm, prompt) for prompt in prompts]
         self._lengths = np.array([len(prompt.ids) for prompt in self._encoded])
         self._statistics = lm.statistics(impairment.site) if impairment.needs_statistics else None
-        self._memory = memory or default_memory(lm.device)
+        self.memory = memory or default_memory(lm.device)
 
     def values(
         self,
@@ -263,14 +264,14 @@ class RowScorer:
             rows = np.arange(first, min(first + _NEIGHBOURS, len(lengths)))
             pairs = (rows[None, :] * n_players + by_layer[:, None]).reshape(-1)
             longest = int(lengths[rows].max())
-            fits = self._memory // self._row_bytes(longest, backward=False)
+            fits = self.memory // self._row_bytes(longest, backward=False)
             most = max(1, min(self._replayed_tokens // longest, fits))
             yield from (pairs[start : start + most] for start in range(0, len(pairs), most))
 
     def _prefixes(self, n_layers: int, plan: RowPlan) -> int:
         """How many rows' hidden states fit into half of the memory."""
         longest = int(self._lengths[plan.prompts].max())
-        return int(max(1, self._memory // 2 // (4 * n_layers * longest * self.lm.sites.d_model)))
+        return int(max(1, self.memory // 2 // (4 * n_layers * longest * self.lm.sites.d_model)))
 
     def _rows(
         self,
@@ -348,7 +349,7 @@ class RowScorer:
         while start < len(order):
             stop = min(start + self._most_rows, len(order))
             longest = int(self._lengths[prompts[order[stop - 1]]])
-            fits = max(1, self._memory // self._row_bytes(longest, backward))
+            fits = max(1, self.memory // self._row_bytes(longest, backward))
             stop = min(stop, start + fits)
             yield order[start:stop]
             start = stop

@@ -1,6 +1,6 @@
 """The folder of a run: what was asked for, frozen; the rounds of each topic; and what came of them.
 
-    RUN/run.json                        settings, code and versions; never changed
+    RUN/run.json                        kind, settings, code and versions; never changed
     RUN/prompts.jsonl, RUN/code/        copies, so that what runs is what was submitted
     RUN/topics/00-athlete/facts.json    the game without its model
                           state-0003.npz    the estimator before round 3
@@ -9,6 +9,8 @@
                           scores.h5         at the end
     RUN/workers/                        one small file an attempt: is it alive, what went wrong
     RUN/scores.h5                       all topics, when all are done
+
+A sweep has no topics; what it has instead is told in ``shapley.jobs.sweep``.
 
 Only the merge writes states and rounds; a worker writes files of its own name. So nothing is ever locked.
 """
@@ -19,7 +21,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +41,7 @@ from shapley.store import read_checkpoint, write_checkpoint
 
 FORMAT = "neuron-shapley-run"
 VERSION = 1
+_RESULTS = {"estimate": "scores.h5", "sweep": "sweep.h5"}  # of each kind of run
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,6 @@ class TopicFolder:
     def scores(self) -> Path:
         return self.path / "scores.h5"
 
-    @property
-    def prepared(self) -> bool:
-        return (self.path / "facts.json").exists()
-
     @cached_property
     def facts(self) -> dict[str, Any]:
         """``game`` (of ``GameFacts``), ``model``, ``estimator``, ``reason``.
@@ -95,7 +94,7 @@ class TopicFolder:
         Raises:
             ShapleyError: the run was not prepared.
         """
-        record: dict[str, Any] = _read_json(self.path / "facts.json", f"topic {self.name!r} was not prepared yet")
+        record: dict[str, Any] = read_json(self.path / "facts.json", f"topic {self.name!r} was not prepared yet")
         return record
 
     def game(self) -> GameFacts:
@@ -155,6 +154,8 @@ class RunFolder:
 
     Attributes:
         record: run.json.
+        kind: ``estimate`` or ``sweep``.
+        shards: in how many the work of a round is cut.
 
     Raises:
         ShapleyError: it is no run folder, or of another version.
@@ -164,13 +165,14 @@ class RunFolder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise ShapleyError(f"no run folder at {path}: make one with 'shapley submit'")
-        self.record: dict[str, Any] = _read_json(
+        self.record: dict[str, Any] = read_json(
             self.path / "run.json", f"{path} is not a run folder: it has no run.json"
         )
         if self.record.get("format") != FORMAT or self.record.get("version") != VERSION:
             raise ShapleyError(f"{path} is not a run folder of version {VERSION}")
-        self.plan = Plan(**self.record["plan"])
-        self.shards: int = self.record["shards"]
+        self.kind: str = self.record.get("kind", "")
+        if self.kind not in _RESULTS:
+            raise ShapleyError(f"{path} is a run of kind {self.kind!r}, which this version does not know")
 
     @property
     def workers(self) -> Path:
@@ -185,18 +187,38 @@ class RunFolder:
         return self.path / "code"
 
     @property
+    def result(self) -> Path:
+        return self.path / _RESULTS[self.kind]
+
+    @property
     def scores(self) -> Path:
-        return self.path / "scores.h5"
+        """The result of an estimate."""
+        return self.path / _RESULTS["estimate"]
+
+    @property
+    def plan(self) -> Plan:
+        """Of an estimate."""
+        return Plan(**self.record["plan"])
 
     @cached_property
     def topics(self) -> list[TopicFolder]:
-        """In the order of the prompts file."""
+        """Of an estimate, in the order of the prompts file."""
         by_topic = read_prompts(self.path / "prompts.jsonl")
         settings = self.record["settings_digest"]
         return [
-            TopicFolder(self.path / "topics" / _folder_name(i, topic), prompts, self.plan, settings)
+            TopicFolder(self.path / "topics" / folder_name(i, topic), prompts, self.plan, settings)
             for i, (topic, prompts) in enumerate(by_topic.items())
         ]
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes for activations, once prepared: the same for all workers, as batches and so the last bits follow from it."""
+        path = self.path / "memory.json"
+        return int(read_json(path, "")["bytes"]) or None if path.exists() else None
+
+    def freeze_memory(self, memory: int) -> None:
+        """Let all workers have so many bytes for activations."""
+        write_text(self.path / "memory.json", json.dumps({"bytes": memory}))
 
     def check_code(self) -> None:
         """Raises ShapleyError when the code at work is not the code that was submitted."""
@@ -228,26 +250,55 @@ def create(
     Raises:
         ShapleyError: the folder belongs to another run, is a file, or cannot be written.
     """
+
+    def fill(folder: Path) -> None:
+        for i, topic in enumerate(topics):
+            (folder / "topics" / folder_name(i, topic)).mkdir(parents=True)
+
+    return make_folder(path, "estimate", {"plan": vars(plan), "game": dict(game)}, topics, shards, argv, fill)
+
+
+def make_folder(
+    path: Path,
+    kind: str,
+    wanted: Mapping[str, Any],
+    topics: Mapping[str, TopicPrompts],
+    shards: int,
+    argv: Sequence[str],
+    fill: Callable[[Path], None],
+) -> RunFolder:
+    """Make the folder of a new run, or find it as it is.
+
+    Args:
+        kind: of the run.
+        wanted: what the numbers depend on beside prompts and code; for JSON.
+        path, topics, shards, argv: as for ``create``.
+        fill: makes what this kind of run has in its folder.
+
+    Raises:
+        ShapleyError: as ``create``.
+    """
     if shards < 1:
         raise ShapleyError(f"--shards {shards} must be at least 1")
     settings = {
-        "plan": vars(plan),
-        "game": dict(game),
+        "kind": kind,
+        **wanted,
         "prompts": {topic: prompts.sha256 for topic, prompts in topics.items()},
         "code": code_digest(),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     if path.exists():
-        return _existing(path, digest, settings)
+        run = _existing(path, digest, settings)
+        if run is not None:
+            return run
     if not path.parent.is_dir():
         raise ShapleyError(f"cannot make {path}: the folder {path.parent} does not exist; make it first")
     building = path.with_name(f".{path.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     try:
-        for i, topic in enumerate(topics):
-            (building / "topics" / _folder_name(i, topic)).mkdir(parents=True)
         for name in ("workers", "logs"):
-            (building / name).mkdir()
+            (building / name).mkdir(parents=True)
+        fill(building)
         shutil.copytree(_package(), building / "code" / "shapley", ignore=shutil.ignore_patterns("__pycache__"))
         write_prompts(building / "prompts.jsonl", [prompt for group in topics.values() for prompt in group.prompts])
         record = {"format": FORMAT, "version": VERSION, "settings_digest": digest, "shards": shards, "argv": list(argv)}
@@ -261,12 +312,16 @@ def create(
     return RunFolder(path)
 
 
-def _existing(path: Path, digest: str, settings: Mapping[str, Any]) -> RunFolder:
+def _existing(path: Path, digest: str, settings: Mapping[str, Any]) -> RunFolder | None:
+    """The run that is there; nothing, and no folder, where it was of other settings and nothing was ever done for it."""
     run = RunFolder(path)
     if run.record["settings_digest"] == digest:
         return run
+    if not (path / "jobs.json").exists() and not (path / "memory.json").exists():
+        shutil.rmtree(path)
+        return None
     for name, value in settings.items():
-        before = json.loads(json.dumps(run.record[name]))
+        before = json.loads(json.dumps(run.record.get(name)))
         now = json.loads(json.dumps(value))
         if now == before:
             continue
@@ -291,11 +346,13 @@ def _package() -> Path:
     return Path(shapley.__file__).parent
 
 
-def _folder_name(index: int, topic: str) -> str:
-    return f"{index:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', topic)[:40]}"
+def folder_name(index: int, name: str) -> str:
+    """Of the ``index``-th topic or cluster: a name that every file system takes."""
+    return f"{index:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', name)[:40]}"
 
 
-def _read_json(path: Path, missing: str) -> dict[str, Any]:
+def read_json(path: Path, missing: str) -> dict[str, Any]:
+    """A JSON object. Raises ShapleyError with the line ``missing`` where there is no file, and when it is no object."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -9,6 +9,7 @@ from joblib import Parallel, delayed
 from shapley.errors import ShapleyError
 from shapley.jobs.advance import merge, prepare
 from shapley.jobs.folder import RunFolder
+from shapley.jobs.kinds import job_of
 from shapley.jobs.worker import work
 from shapley.progress import say
 
@@ -37,7 +38,7 @@ def run_here(run: RunFolder, devices: Sequence[str], threads: int, show: bool = 
         )
         if "stopped" in ends:
             raise ShapleyError(f"stopped; go on with the same command, or 'shapley status {run.path}'")
-    say(f"next: shapley top {run.scores} --topic {run.topics[0].name}", show=show)
+    say(f"finished: {job_of(run).hint}", show=show)
 
 
 def _work(path: str, shard: int, of: int, device: str, threads: int) -> str:
@@ -50,4 +51,4 @@ def _work(path: str, shard: int, of: int, device: str, threads: int) -> str:
 
 def _progress(run: RunFolder) -> int:
     """A number that grows whenever anything was computed or merged."""
-    return sum(len(list((topic.path).rglob("*.*"))) for topic in run.topics)
+    return sum(len(list(stream.path.rglob("*.*"))) for stream in job_of(run).streams)

@@ -14,16 +14,18 @@ from scipy import stats
 from shapley.errors import ShapleyError
 from shapley.jobs import slurm
 from shapley.jobs.attempt import Report, read_reports
-from shapley.jobs.folder import RunFolder, TopicFolder
+from shapley.jobs.folder import RunFolder
+from shapley.jobs.kinds import job_of
+from shapley.jobs.stream import Figures, Stream
 from shapley.jobs.submit import jobs_of
-from shapley.store import ScoreFile
 
 
 @dataclass(frozen=True)
 class TopicStatus:
-    """One topic.
+    """One topic, or a sweep.
 
     Attributes:
+        topic: its name.
         state: ``not prepared``, ``working``, ``to be merged`` or ``finished``.
         round: at work; -1 before the first.
         done, items: of the round.
@@ -46,7 +48,7 @@ class TopicStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """All topics, and the attempts at shards.
+    """All streams, and the attempts at shards.
 
     Attributes:
         running, done, stopped, failed, lost: attempts by what became of them. ``lost`` say that they work, and are in no
@@ -75,7 +77,7 @@ def status(run: RunFolder, n_top: int = 5) -> RunStatus:
     Raises:
         ShapleyError: a file of the run cannot be read.
     """
-    topics = [_topic(topic, n_top) for topic in run.topics]
+    topics = [_topic(stream, n_top) for stream in job_of(run).streams]
     reports, queue = read_reports(run.workers), _queue(run)
     by_state: dict[str, list[Report]] = {"working": [], "done": [], "stopped": [], "failed": []}
     for report in reports:
@@ -86,7 +88,7 @@ def status(run: RunFolder, n_top: int = 5) -> RunStatus:
     left = sum(topic.planned - topic.rows for topic in topics if topic.state != "finished")
     return RunStatus(
         run.path,
-        run.scores.exists(),
+        run.result.exists(),
         topics,
         running,
         by_state["done"],
@@ -117,7 +119,7 @@ def describe(run: RunFolder, found: RunStatus, logs: bool = False) -> str:
     counts = ", ".join(f"{len(getattr(found, name))} {name}" for name in names)
     lines.append(f"workers: {counts}; {found.queued} tasks in the queue")
     if found.finished:
-        return "\n".join([*lines, f"finished: shapley top {run.scores} --topic {found.topics[0].topic}"])
+        return "\n".join([*lines, f"finished: {job_of(run).hint}"])
     if found.rate > 0:
         lines.append(f"{found.rate:.1f} forward rows a second, at most {_duration(found.left)} to go")
     for report in found.failed:
@@ -156,64 +158,44 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {int(seconds) % 60} s"
 
 
-def _topic(topic: TopicFolder, n_top: int) -> TopicStatus:
-    if topic.scores.exists():
-        attrs = ScoreFile(topic.scores).attrs(topic.name)
-        score, stderr, count = (
-            ScoreFile(topic.scores).array(topic.name, name) for name in ("score", "stderr", "count")
-        )
-        rows = int(attrs["forward_rows"])
+def _topic(stream: Stream, n_top: int) -> TopicStatus:
+    if stream.finished:
+        found = stream.figures()
         return TopicStatus(
-            topic.name,
+            stream.name,
             "finished",
-            topic.rounds()[-1],
-            rows=rows,
-            planned=rows,
-            seconds=attrs["wall_seconds"],
-            top=_top(score, stderr, count, n_top),
+            found.round,
+            rows=found.rows,
+            planned=found.planned,
+            seconds=found.seconds,
+            top=_top(found, n_top),
         )
-    rounds = topic.rounds()
-    if not rounds:
-        return TopicStatus(topic.name, "not prepared")
-    estimator = topic.estimator(topic.game())
-    seconds, number = _load(topic, estimator, rounds)
-    present, shelf = topic.round(number), topic.shelf(number)
+    if not stream.prepared:
+        return TopicStatus(stream.name, "not prepared")
+    ledger = stream.ledger()
+    items, shelf, found = ledger.present.items, ledger.present.shelf, ledger.figures()
     shelf.scan()
-    items = present.items(topic.estimator(topic.game()))
     there = [shelf.places[item] for item in items if item in shelf.places]
-    rows = estimator.forward_rows + sum(int(place.record["rows"]) for place in there)
-    seconds += sum(float(place.record["seconds"]) for place in there)
-    top: list[dict[str, Any]] = []
-    if estimator.unit > 1:
-        result, game = estimator.estimate(), topic.game()
-        score, stderr, count = (game.to_grid(x, missing=0) for x in (result.score, result.stderr, result.count))
-        top = _top(score, stderr, count, n_top)
-    state = "working" if len(there) < len(items) else "to be merged"
+    rows = found.rows + sum(int(place.record["rows"]) for place in there)
     return TopicStatus(
-        topic.name,
-        state,
-        number,
+        stream.name,
+        "working" if len(there) < len(items) else "to be merged",
+        found.round,
         len(there),
         len(items),
         rows,
-        max(estimator.planned_rows, rows),
-        seconds,
-        top,
+        max(found.planned, rows),
+        found.seconds + sum(float(place.record["seconds"]) for place in there),
+        _top(found, n_top),
         list(shelf.damaged.values()),
     )
 
 
-def _load(topic: TopicFolder, estimator: Any, rounds: list[int]) -> tuple[float, int]:
-    for number in reversed(rounds):
-        try:
-            return topic.load(estimator, number), number
-        except ShapleyError as error:
-            last = error
-    raise last
-
-
-def _top(score: np.ndarray, stderr: np.ndarray, count: np.ndarray, n: int) -> list[dict[str, Any]]:
+def _top(figures: Figures, n: int) -> list[dict[str, Any]]:
     """The best players with half their 95% intervals."""
+    if figures.scores is None:
+        return []
+    score, stderr, count = figures.scores
     order = np.argsort(-np.nan_to_num(score, nan=-np.inf), axis=None, kind="stable")[:n]
     found = []
     for flat in order:

@@ -59,30 +59,30 @@ def scripts(run: Path, shards: int, profile: Profile) -> dict[str, str]:
     return {link.script: slurm.render(link.step, profile, run, run / "code") for link in chain(run, shards)}
 
 
-def submit(run: RunFolder, profile: Profile) -> list[str]:
-    """Hand the chain to Slurm; returns the jobs' ids.
+def submit(run: RunFolder, shards: int, profile: Profile) -> list[str]:
+    """Hand the chain to Slurm, with ``shards`` tasks an array; returns the jobs' ids.
 
     Raises:
         ShapleyError: no Slurm, a partition that it does not know, more shards than an array holds, or a run that is
             finished or in the queue already. Jobs that were accepted before one was refused are cancelled.
     """
-    if run.scores.exists():
-        raise ShapleyError(f"{run.path} is finished: its scores are in {run.scores}")
+    if run.result.exists():
+        raise ShapleyError(f"{run.path} is finished: its result is {run.result}")
     if slurm.queue(jobs_of(run)):
         raise ShapleyError(f"{run.path} is in the queue already: see 'shapley status {run.path}', or cancel it first")
     largest = slurm.max_array_size()
-    if run.shards > largest:
+    if shards > largest:
         raise ShapleyError(
-            f"--shards {run.shards}: this cluster's arrays have {largest} tasks at most; shards need not be GPUs, so take fewer"
+            f"--shards {shards}: this cluster's arrays have {largest} tasks at most; shards need not be GPUs, so take fewer"
         )
     folder = run.path / "slurm"
     folder.mkdir(exist_ok=True)
-    for name, text in scripts(run.path, run.shards, profile).items():
+    for name, text in scripts(run.path, shards, profile).items():
         write_text(folder / name, text)
     write_text(folder / "profile.json", json.dumps(profile.record(), indent=1))
     ids: list[str] = []
     try:
-        for link in chain(run.path, run.shards):
+        for link in chain(run.path, shards):
             ids.append(slurm.submit(folder / link.script, after=ids[-1] if ids else None, kind=link.kind))
             _record(run, ids[-1], link.step)
     except ShapleyError:
@@ -96,7 +96,7 @@ def add_workers(run: RunFolder, n: int, profile: Profile) -> str:
     """Start ``n`` more workers, which help with the present round; returns their job's id."""
     if n < 1:
         raise ShapleyError(f"--add {n} must be at least 1")
-    step = Step("help", ("work", str(run.path.absolute()), "--shard", "-1", "--of", str(run.shards)), array=n)
+    step = Step("help", ("work", str(run.path.absolute()), "--shard", "-1", "--of", "1"), array=n)
     script = run.path / "slurm" / "help.sh"
     script.parent.mkdir(exist_ok=True)
     write_text(script, slurm.render(step, profile, run.path, run.code))

@@ -32,6 +32,7 @@ class SyntheticGame:
 
     stochastic = False
     differentiable = True
+    memory = 0
     value = "logprob"
     value_dtype = gradient_dtype = "torch.float32"
 

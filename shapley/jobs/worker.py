@@ -1,6 +1,6 @@
-"""A worker: computes its shard of every topic's present round, then helps where nobody works; saves as it goes.
+"""A worker: computes its shard of every stream's present round, then helps where nobody works; saves as it goes.
 
-1. The round's items are listed in order, all topics in a row; a shard is an even slice of the list. What is in a segment is
+1. The rounds' items are listed in order, all streams in a row; a shard is an even slice of the list. What is in a segment is
    done, whoever did it.
 2. Samples go into a segment every so often: so rarely that saving costs 1% of the time, but at least every ten minutes.
 3. At SIGTERM, or SIGUSR2 before a time limit, the item at work is given up, the rest is saved, and the worker ends; after
@@ -16,7 +16,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from shapley.errors import ShapleyError
-from shapley.estimators.base import Estimator
 from shapley.jobs.attempt import BEAT_SECONDS, Attempt, Watch
-from shapley.jobs.folder import Round, RunFolder, TopicFolder
-from shapley.jobs.games import open_games
+from shapley.jobs.folder import RunFolder
+from shapley.jobs.kinds import job_of
 from shapley.jobs.segments import SUFFIX, Item, Sample, Shelf, write_segment
 from shapley.jobs.slurm import requeue_self
+from shapley.jobs.stream import Compute, Job, Stream
 from shapley.keyed import keyed_rng
 
 _SHARE = 0.01  # of the time, for saving
@@ -42,25 +42,23 @@ class Stopped(BaseException):
 
 @dataclass
 class Bench:
-    """A topic's present round, ready to be worked at."""
+    """A stream's present round, ready to be worked at."""
 
-    topic: TopicFolder
-    round: Round
     shelf: Shelf
-    estimator: Estimator
     items: list[Item]
+    compute: Compute
 
 
 @dataclass(frozen=True)
 class Task:
-    """An item, of the ``bench``-th topic."""
+    """An item, of the ``bench``-th stream that has something left."""
 
     bench: int
     item: Item
 
 
 def work(run: RunFolder, shard: int, of: int, device: str = "auto") -> str:
-    """Do a shard of the present round of every topic.
+    """Do a shard of the present round of every stream.
 
     Args:
         run: whose.
@@ -71,7 +69,8 @@ def work(run: RunFolder, shard: int, of: int, device: str = "auto") -> str:
         ``done`` when there is nothing left that nobody works at, or ``stopped``.
 
     Raises:
-        ShapleyError: other code than was submitted, a run that was not prepared, or a full disk.
+        ShapleyError: other code than was submitted, another model than was prepared, a run that was not prepared, or a
+            full disk.
     """
     if not -1 <= shard < of:
         raise ShapleyError(f"shard {shard} of {of}: expected 0 to {of - 1}")
@@ -117,40 +116,43 @@ class Worker:
             raise
 
     def _benches(self) -> list[Bench]:
-        make: Callable[[Any], Any] | None = None
+        job = job_of(self._run)
+        opened: Any = None
         benches = []
-        for topic in self._run.topics:
-            if topic.scores.exists():
+        for stream in job.streams:
+            if stream.finished:
                 continue
-            rounds = topic.rounds()
-            if not rounds:
-                raise ShapleyError(f"topic {topic.name!r} of {self._run.path} was not prepared: see 'shapley status'")
-            present = topic.round(rounds[-1])
-            estimator = topic.estimator(topic.game())
-            items, shelf = present.items(estimator), topic.shelf(present.number)
-            shelf.scan()
-            if shelf.missing(items):
-                if make is None:  # the model is loaded only where there is something to do
-                    _, make = open_games(self._run.record["game"], self._device)
-                benches.append(Bench(topic, present, shelf, topic.estimator(make(topic.topic)), items))
+            if not stream.prepared:
+                raise ShapleyError(f"{stream.name!r} of {self._run.path} was not prepared: see 'shapley status'")
+            present = stream.present()
+            present.shelf.scan()
+            if present.shelf.missing(present.items):
+                if opened is None:  # the model is loaded only where there is something to do
+                    opened = self._open(job, stream)
+                benches.append(Bench(present.shelf, present.items, stream.compute(present.number, opened)))
         return benches
 
+    def _open(self, job: Job, stream: Stream) -> Any:
+        model, opened = job.open(self._device)
+        if model["fingerprint"] != stream.model["fingerprint"]:
+            raise ShapleyError(
+                f"{self._run.path} was prepared with another model: {stream.model['name']} had fingerprint "
+                f"{stream.model['fingerprint']}, now it has {model['fingerprint']}"
+            )
+        return opened
+
     def _do(self, benches: list[Bench], task: Task) -> None:
-        bench = benches[task.bench]
-        game = bench.estimator.game
-        before, start = game.forward_rows, time.monotonic()
+        start = time.monotonic()
         with self._signals.at_once():
-            bench.round.adopt(bench.estimator, task.item.unit)
-            arrays = bench.estimator.part(task.item.part)
-        sample = Sample(arrays, game.forward_rows - before, time.monotonic() - start)
-        self._pending.setdefault(task.bench, {})[task.item] = sample
-        self._attempt.add_rows(sample.rows)
+            arrays, rows = benches[task.bench].compute(task.item)
+        self._pending.setdefault(task.bench, {})[task.item] = Sample(arrays, rows, time.monotonic() - start)
+        self._attempt.add_rows(rows)
         self._look()
         if time.monotonic() - self._saved > self._interval:
             self._save(benches)
 
     def _save(self, benches: list[Bench]) -> None:
-        """Put what is pending into segments, one a topic."""
+        """Put what is pending into segments, one a stream."""
         start = time.monotonic()
         for index, samples in self._pending.items():
             bench = benches[index]
@@ -183,8 +185,8 @@ class Worker:
         mine = (self._attempt.report.shard, self._attempt.report.of)
         wanted = set(left)
         kept = [[task for task in _slice(tasks, *shard) if task in wanted] for shard in self._watch.alive() - {mine}]
-        orphans = sorted(wanted - {task for own in kept for task in own}, key=tasks.index)
-        if orphans:
+        theirs = {task for own in kept for task in own}
+        if orphans := [task for task in left if task not in theirs]:
             return orphans[int(order.integers(len(orphans)))]
         longest = max(kept, key=len, default=[])
         return longest[-1] if len(longest) > 2 else None
