@@ -10,9 +10,8 @@ import h5py
 import numpy as np
 
 from shapley.errors import ShapleyError
-from shapley.files import atomic_path
+from shapley.hdf5 import VERSION, create_hdf5, open_hdf5, read_array, read_attrs, read_texts, seal
 from shapley.impairment import Impairment
-from shapley.store import VERSION, open_hdf5
 from shapley.types import FloatArray, ValueName
 
 FORMAT = "neuron-shapley-sweep"
@@ -78,37 +77,49 @@ def parse_strengths(text: str) -> FloatArray:
 
 
 def write_sweep(path: Path, sweep: Sweep) -> None:
-    """Write a sweep file atomically (docs/formats.md)."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    """Write a sweep file atomically (docs/formats.md).
+
+    Raises:
+        ShapleyError: as ``create_hdf5``.
+    """
+    with create_hdf5(path) as file:
         file.attrs.update(format=FORMAT, version=VERSION, impairment=sweep.impairment.to_json(), **sweep.attrs)
         file["strength"] = sweep.strengths
         file["strength_absolute"] = sweep.absolute
         file["cluster"] = np.array(sweep.clusters, dtype=h5py.string_dtype())
         file["cluster_size"] = np.array(sweep.sizes)
+        topics = file.create_group("topics")
+        seal(*(file[name] for name in ("strength", "strength_absolute", "cluster", "cluster_size")))
         for topic, records in sweep.records.items():
-            group = file.require_group("topics").create_group(topic)
+            group = topics.create_group(topic)
             for name, values in zip(METRICS, records, strict=True):
                 data = group.create_dataset(name, data=-values if name == "loss" else values)
                 data.attrs["axes"] = ["cluster", "strength", "seed", "prompt"]
+            seal(*group.values(), group)
+        seal(topics, file)
 
 
 def read_sweep(path: str | Path) -> Sweep:
     """Read a sweep file.
 
     Raises:
-        ShapleyError: as ``open_hdf5``.
+        ShapleyError: as ``open_hdf5``, or it is damaged.
     """
     with open_hdf5(Path(path), FORMAT, "sweep file") as file:
         records = {}
+        read_attrs(file["topics"])  # the digest of the group is of its topics' names
         for topic, group in file["topics"].items():
-            parts = [-group[name][()] if name == "loss" else group[name][()] for name in METRICS]
-            records[topic] = np.stack(parts)
+            parts = [read_array(group, name) for name in METRICS]
+            records[topic] = np.stack(
+                [-part if name == "loss" else part for name, part in zip(METRICS, parts, strict=True)]
+            )
+        attrs = read_attrs(file)
         return Sweep(
             records,
-            [name.decode() for name in file["cluster"][()]],
-            file["cluster_size"][()].tolist(),
-            file["strength"][()],
-            file["strength_absolute"][()],
-            Impairment.from_json(str(file.attrs["impairment"])),
-            {name: value for name, value in file.attrs.items() if name not in ("format", "version", "impairment")},
+            read_texts(file, "cluster"),
+            read_array(file, "cluster_size").tolist(),
+            read_array(file, "strength"),
+            read_array(file, "strength_absolute"),
+            Impairment.from_json(str(attrs["impairment"])),
+            {name: value for name, value in attrs.items() if name not in ("format", "version", "impairment")},
         )

@@ -1,24 +1,21 @@
-"""Score files: HDF5 in the layout of docs/formats.md, written whole or not at all."""
+"""Score files: HDF5 in the layout of docs/formats.md (``shapley.hdf5``), and the checkpoints of estimates."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import h5py
 import numpy as np
 
 from shapley.errors import ShapleyError, unknown_name
-from shapley.files import atomic_path, disk_is_full, write_error
+from shapley.files import atomic_path, digest
+from shapley.hdf5 import DIGEST, VERSION, create_hdf5, open_hdf5, read_array, read_attrs, read_texts, seal
 from shapley.types import BoolArray, Float32Array, FloatArray, IntArray
 
 FORMAT = "neuron-shapley"
-VERSION = 1
 _ARRAYS = ("score", "stderr", "count", "truncated", "replicates")
 _OPTIONAL = ("exact", "group")
 
@@ -53,37 +50,40 @@ class ScoreFile:
     """A score file, open for reading queries; every call opens the file anew, so nothing is held.
 
     Raises:
-        ShapleyError: no such file, not HDF5 or cut short, or not a score file of this version.
+        ShapleyError: no such file, not HDF5, cut short or damaged, or not a score file of this version. What is read
+            later raises it too where that part is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with open_hdf5(self.path, FORMAT, "score file") as file:
-            self.model: dict[str, Any] = {name: _plain(value) for name, value in file["model"].attrs.items()}
+            self.model = read_attrs(file["model"])
+            read_attrs(file["topics"])  # the digest of the group is of its topics' names
             self.topics: list[str] = list(file["topics"])
 
     def __getitem__(self, topic: str) -> TopicScores:
         with open_hdf5(self.path, FORMAT, "score file") as file:
             group = self._group(file, topic)
             names = (*_ARRAYS, *(name for name in _OPTIONAL if name in group))
-            arrays = {name: group[name][()] for name in names}
-            return TopicScores(**arrays, attrs=_attrs(group), group_names=_group_names(group))
+            arrays = {name: read_array(group, name) for name in names}
+            return TopicScores(**arrays, attrs=read_attrs(group), group_names=_group_names(group))
 
     def array(self, topic: str, name: str) -> Any:
         """One array of a topic, without reading the others."""
         with open_hdf5(self.path, FORMAT, "score file") as file:
-            return self._group(file, topic)[name][()]
+            return read_array(self._group(file, topic), name)
 
     def attrs(self, topic: str) -> dict[str, Any]:
         """A topic's attributes."""
         with open_hdf5(self.path, FORMAT, "score file") as file:
-            return _attrs(self._group(file, topic))
+            return read_attrs(self._group(file, topic))
 
     def groups(self, topic: str) -> tuple[IntArray, tuple[str, ...]] | None:
         """A topic's groups, ``[n_layers, width]`` (-1: none) and names; ``None`` where its players are neurons."""
         with open_hdf5(self.path, FORMAT, "score file") as file:
             group = self._group(file, topic)
-            return (group["group"][()], _group_names(group)) if "group" in group else None
+            read_attrs(group)  # its digest tells a file without groups from one that lost them
+            return (read_array(group, "group"), _group_names(group)) if "group" in group else None
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Raises ShapleyError when the scores belong to another model."""
@@ -104,11 +104,9 @@ def write_scores(path: Path, model: Mapping[str, Any], topics: Mapping[str, Topi
 
     The file is built beside its place and renamed into it, so a crash leaves the old one as it was.
     """
-    with atomic_path(path) as temporary, _disk_errors(path), h5py.File(temporary, "w") as file:
+    with create_hdf5(path) as file:
         if keep and path.exists():
-            with open_hdf5(path, FORMAT, "score file") as old:
-                for name in old:
-                    old.copy(name, file)
+            _copy(path, file)
         file.attrs.update(format=FORMAT, version=VERSION)
         file.require_group("model").attrs.update(model)
         parent = file.require_group("topics")
@@ -122,6 +120,25 @@ def write_scores(path: Path, model: Mapping[str, Any], topics: Mapping[str, Topi
             if scores.group_names:  # not an attribute, which HDF5 limits to 64 KiB
                 group.create_dataset("group_names", data=list(scores.group_names))
             group.attrs.update(scores.attrs)
+            _seal_topic(group)
+        seal(file["model"], parent, file)
+
+
+def _copy(path: Path, file: h5py.File) -> None:
+    """Copy all that a score file holds; topics come with their digests, so one that is damaged stays known as such."""
+    with open_hdf5(path, FORMAT, "score file") as old:
+        for name in ("model", "topics"):  # these get new digests, which would hide damage
+            read_attrs(old[name])
+        for name in old:
+            old.copy(name, file)
+        if DIGEST not in old.attrs:
+            for group in file["topics"].values():
+                _seal_topic(group)
+
+
+def _seal_topic(group: h5py.Group) -> None:
+    names = (*_ARRAYS, *_OPTIONAL, "group_names")
+    seal(*(group[name] for name in names if name in group), group)
 
 
 def players_of(group: IntArray) -> IntArray:
@@ -130,73 +147,41 @@ def players_of(group: IntArray) -> IntArray:
     return first[names >= 0]
 
 
-@contextmanager
-def open_hdf5(path: Path, expected: str, what: str) -> Iterator[h5py.File]:
-    """Open one of this package's HDF5 files for reading.
+def write_checkpoint(path: Path, settings: str, state: Mapping[str, np.ndarray]) -> None:
+    """Save an estimator's state with the settings it belongs to.
 
     Raises:
-        ShapleyError: in one line, why it cannot be.
+        ShapleyError: as ``atomic_path``.
     """
-    if not path.exists():
-        raise ShapleyError(f"no {what} at {path}")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        reason = "it is cut short" if "truncated" in str(error) else "it is not an HDF5 file"
-        raise ShapleyError(f"cannot read {what} {path}: {reason}; make it again") from error
-    try:
-        with file:
-            found = file.attrs.get("format")
-            if found != expected:
-                raise ShapleyError(f"{path} is not a {what}: its format is {found!r}, expected {expected!r}")
-            if file.attrs.get("version") != VERSION:
-                version = file.attrs.get("version")
-                raise ShapleyError(f"{path} has version {version}, this program reads version {VERSION}")
-            yield file
-    except (OSError, KeyError, RuntimeError) as error:
-        if disk_is_full(error):  # of a file that is written from this one
-            raise
-        raise ShapleyError(f"cannot read {what} {path}: {error}; make it again") from error
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """h5py raises a full disk as RuntimeError when it closes the file."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        raise write_error(path, error if isinstance(error, OSError) else OSError(str(error))) from error
-
-
-def write_checkpoint(path: Path, settings: str, state: Mapping[str, np.ndarray]) -> None:
-    """Save an estimator's state with the settings it belongs to."""
+    arrays = {name: np.asarray(value) for name, value in state.items()}
+    # One array, so that an archive which lost the digest has lost the settings too and is not taken for an old one.
+    arrays["settings"] = np.array([settings, _state_digest(settings, arrays)])
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, settings=np.array(settings), **state)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_checkpoint(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     """The settings and the state of a checkpoint.
 
     Raises:
-        ShapleyError: it cannot be read.
+        ShapleyError: it cannot be read, or is damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             state = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
-        raise ShapleyError(f"cannot read checkpoint {path} ({error}): start again with --overwrite") from error
-    return str(state.pop("settings")), state
+        settings, *stored = np.atleast_1d(state.pop("settings")).tolist()
+        if stored and stored != [_state_digest(settings, state)]:  # one made before there were digests has none
+            raise ValueError("it is damaged, its checksum differs")
+        return settings, state
+    except Exception as error:  # damaged archives raise all sorts
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ShapleyError(f"cannot read checkpoint {path} ({reason}): start again with --overwrite") from error
+
+
+def _state_digest(settings: str, state: Mapping[str, np.ndarray]) -> str:
+    parts = (part for name in sorted(state) for part in (name.encode(), state[name]))
+    return digest(settings.encode(), *parts)
 
 
 def _group_names(group: h5py.Group) -> tuple[str, ...]:
-    return tuple(group["group_names"].asstr()[()]) if "group_names" in group else ()
-
-
-def _attrs(group: h5py.Group) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in group.attrs.items()}
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    return tuple(read_texts(group, "group_names")) if "group_names" in group else ()

@@ -14,6 +14,7 @@ import pytest
 
 from shapley.cli import main as entry
 from shapley.clusters import Cluster
+from shapley.hdf5 import seal
 from shapley.store import ScoreFile
 from tests.tiny import tiny_model, word_tokenizer
 
@@ -267,6 +268,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message, shapley, model, p
     places["otherscores"].write_bytes(scores.read_bytes())
     with h5py.File(places["otherscores"], "a") as file:
         file["model"].attrs["fingerprint"] = "f00"
+        seal(file["model"])
     places["alien"] = tmp_path / "alien.json"
     Cluster(((0, 1),), model={"name": "alien", "fingerprint": "f00"}).save(places["alien"])
 

@@ -16,6 +16,7 @@ from shapley.errors import ShapleyError
 from shapley.estimators.registry import Plan, build
 from shapley.game import NeuronGame
 from shapley.groups import GroupGame, Partition
+from shapley.hdf5 import seal
 from shapley.impairment import Impairment
 from shapley.merge import merge_scores
 from shapley.runs import estimate
@@ -221,6 +222,7 @@ class TestGoingOn:
                 settings = json.loads(topic.attrs["settings"])
                 del settings["partition"]
                 topic.attrs["settings"] = json.dumps(settings)
+                seal(topic)
         estimate(LM, TOPICS, out, plan=PLAN, resume=True, show=False)
         assert rank(ScoreFile(out), "artist", ["athlete"]).group is None
         with pytest.raises(ShapleyError, match="cannot resume"):

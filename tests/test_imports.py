@@ -27,7 +27,7 @@ LAYERS = (
         "shapley.workers",
     ),
     ("shapley.clusters", "shapley.records", "shapley.hf.baseline", "shapley.hf.invariants", "shapley.hf.scoring"),
-    ("shapley.store", "shapley.estimators", "shapley.builder", "shapley.facts", "shapley.hf"),
+    ("shapley.store", "shapley.hdf5", "shapley.estimators", "shapley.builder", "shapley.facts", "shapley.hf"),
     (
         "shapley.prompts",
         "shapley.keywords",
