@@ -193,6 +193,20 @@ def test_a_damaged_state_costs_no_more_than_its_round(tmp_path):
     assert_same(run, PLANS["two-stage"])
 
 
+def test_a_damaged_first_state_is_prepared_again(tmp_path):
+    run = new_run(tmp_path)
+    prepare(run, show=False)
+    work(run, 0, 1)
+    path = run.topics[1].path / "state-0000.npz"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ShapleyError, match=r"'two' .* 'shapley prepare'"):
+        merge(run, show=False)
+    prepare(run, show=False)
+    assert "two" not in merge(run, show=False).missing
+    to_the_end(run)
+    assert_same(run, PLANS["two-stage"])
+
+
 def test_duplicates_count_once(tmp_path):
     run = new_run(tmp_path)
     prepare(run, show=False)

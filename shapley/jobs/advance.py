@@ -43,7 +43,7 @@ def prepare(run: RunFolder, device: str = "auto", show: bool = True) -> None:
     """
     run.check_code()
     job = job_of(run)
-    if not all(stream.prepared for stream in job.streams):
+    if not all(stream.sound for stream in job.streams):
         job.prepare(device, show)
 
 

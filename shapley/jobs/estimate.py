@@ -44,7 +44,7 @@ class EstimateJob:
             _check_apart(estimator)
         self._run.freeze_memory(built[0][1].game.memory)  # type: ignore[attr-defined]
         for topic, estimator, reason in built:
-            if topic.rounds():
+            if topic.sound():
                 continue
             start = time.monotonic()
             estimator.begin()
@@ -85,6 +85,10 @@ class TopicStream:
     @property
     def prepared(self) -> bool:
         return bool(self._topic.rounds())
+
+    @property
+    def sound(self) -> bool:
+        return self.finished or self._topic.sound()
 
     @property
     def finished(self) -> bool:
@@ -139,7 +143,10 @@ class TopicLedger:
                 return _present(self._topic, number), self._topic.load(self._estimator, number)
             except ShapleyError as error:
                 self.damaged.append(str(error))
-        raise ShapleyError(f"no state of topic {self._topic.name!r} can be read: {self.damaged[0]}")
+        raise ShapleyError(
+            f"no state of topic {self._topic.name!r} in {self._topic.path} can be read: 'shapley prepare' on the run "
+            "makes the first again, and what workers computed still counts"
+        )
 
     def take(self, samples: Iterator[tuple[Item, Sample]]) -> None:
         """Unit by unit, one unit's sample in memory at a time."""

@@ -34,7 +34,7 @@ from shapley.errors import ShapleyError
 from shapley.estimators.base import Estimator
 from shapley.estimators.registry import Plan, build
 from shapley.facts import GameFacts
-from shapley.files import write_text
+from shapley.files import write_error, write_text
 from shapley.jobs.segments import Item, Shelf
 from shapley.prompts import TopicPrompts, read_prompts, write_prompts
 from shapley.store import read_checkpoint, write_checkpoint
@@ -122,7 +122,11 @@ class TopicFolder:
 
     def save(self, estimator: Estimator, number: int, seconds: float) -> None:
         """Begin round ``number`` from the estimator's present state."""
-        (self.path / f"round-{number:04d}").mkdir(exist_ok=True)
+        segments = self.path / f"round-{number:04d}"
+        try:
+            segments.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_error(segments, error) from error
         record = json.dumps({"settings": self._settings, "seconds": seconds})
         write_checkpoint(self.path / f"state-{number:04d}.npz", record, estimator.state())
         units = np.array([estimator.unit, 0 if estimator.finished else estimator.units_ahead()])
@@ -130,6 +134,17 @@ class TopicFolder:
         write_checkpoint(
             self.path / f"round-{number:04d}.npz", record, {"units": units, "ends": ends, **estimator.shared()}
         )
+
+    def sound(self) -> bool:
+        """Whether the state before some round can be read."""
+        for number in self.rounds():
+            try:
+                self.load(self.estimator(self.game()), number)
+                self.round(number)
+                return True
+            except ShapleyError:
+                continue
+        return False
 
     def load(self, estimator: Estimator, number: int) -> float:
         """Put an estimator into the state before round ``number``; returns the seconds of work before it.

@@ -83,6 +83,10 @@ class Stream(Protocol):
         """Whether its first round has begun."""
 
     @property
+    def sound(self) -> bool:
+        """Whether it is prepared, and can be gone on with: slower to say, as files are read."""
+
+    @property
     def finished(self) -> bool:
         """Whether its result is written."""
 

@@ -156,6 +156,10 @@ class SweepStream:
         return (self.path / "design.json").exists()
 
     @property
+    def sound(self) -> bool:
+        return self.prepared
+
+    @property
     def finished(self) -> bool:
         return self.run.result.exists()
 
