@@ -331,7 +331,7 @@ def test_who_lives_is_seen_without_comparing_clocks(tmp_path, monkeypatch):
     watch.look()
     assert watch.alive() == {(0, 4), (1, 4)}
     for _ in range(4):
-        now[0] += 5
+        now[0] += module.BEAT_SECONDS
         first.say()
         watch.look()
     assert watch.alive() == {(0, 4)}

@@ -20,8 +20,8 @@ from typing import Any
 from shapley.errors import ShapleyError
 from shapley.files import write_text
 
-BEAT_SECONDS = 5.0
-_SILENT_BEATS = 3
+BEAT_SECONDS = 10.0
+SILENT_SECONDS = 3 * BEAT_SECONDS  # after which an attempt is taken to be dead
 
 
 @dataclass(frozen=True)
@@ -133,5 +133,5 @@ class Watch:
 
     def alive(self) -> set[tuple[int, int]]:
         """Shards, as (number, of how many), whose attempt was seen to beat a short while ago."""
-        limit = time.monotonic() - _SILENT_BEATS * BEAT_SECONDS
+        limit = time.monotonic() - SILENT_SECONDS
         return {self._shards[name] for name, (_, when) in self._seen.items() if when > limit}

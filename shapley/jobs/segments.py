@@ -150,13 +150,13 @@ class Shelf:
         self.damaged: dict[Path, str] = {}
         self._read: set[Path] = set()
 
-    def scan(self) -> None:
-        """Take in the segments that came since the last scan.
+    def scan(self, ending: str = "") -> None:
+        """Take in the segments that came since the last scan; only those whose names end so, if that is asked for.
 
         Raises:
             ShapleyError: a segment belongs to work with other settings.
         """
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+        for path in sorted(self.folder.glob(f"*{ending}{SUFFIX}")):
             if path in self._read:
                 continue
             self._read.add(path)

@@ -8,7 +8,8 @@
    segment.
 4. When its own items are done it takes up those of shards whose attempts are not seen to live (killed, still in the queue),
    then the last ones of those that have most left, who come to them last. So workers can be added or taken away at any time.
-   Two who take up the same item do the same work twice, and it counts once.
+   Two who take up the same item do the same work twice, and it counts once. To help, one has to look at all segments: of
+   many workers, about 64 do.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from shapley.errors import ShapleyError
-from shapley.jobs.attempt import BEAT_SECONDS, Attempt, Watch
+from shapley.jobs.attempt import BEAT_SECONDS, SILENT_SECONDS, Attempt, Watch
 from shapley.jobs.folder import RunFolder
 from shapley.jobs.kinds import job_of
 from shapley.jobs.segments import SUFFIX, Item, Sample, Shelf, write_segment
@@ -34,6 +35,8 @@ from shapley.keyed import keyed_rng
 
 _SHARE = 0.01  # of the time, for saving
 _SHORTEST, _LONGEST = 2.0, 600.0  # seconds between segments
+_HELPERS = 64  # of a larger number of workers, so many help when they are done
+_SCAN_SECONDS = 10.0
 
 
 class Stopped(BaseException):
@@ -91,8 +94,8 @@ class Worker:
 
     def __init__(self, run: RunFolder, attempt: Attempt, device: str, signals: _Signals) -> None:
         self._run, self._attempt, self._device, self._signals = run, attempt, device, signals
-        self._watch = Watch(run.workers)
-        self._looked = self._scanned = -np.inf
+        self._own = (attempt.report.shard, attempt.report.of)
+        self._scanned = time.monotonic()
         self._segments = 0
         self._pending: dict[int, dict[Item, Sample]] = {}
         self._saved = time.monotonic()
@@ -102,15 +105,17 @@ class Worker:
         benches = self._benches()
         tasks = [Task(i, item) for i, bench in enumerate(benches) for item in bench.items]
         try:
-            for task in _slice(tasks, self._attempt.report.shard, self._attempt.report.of):
+            for task in _slice(tasks, *self._own):
                 shelf = benches[task.bench].shelf
-                if time.monotonic() - self._scanned > BEAT_SECONDS:  # who helps may have done some
-                    shelf.scan()
+                if time.monotonic() - self._scanned > _SCAN_SECONDS:
+                    shelf.scan(_done_for(self._own))
                     self._scanned = time.monotonic()
                 if task.item not in shelf.places:
                     self._do(benches, task)
             self._save(benches)
-            self._help(benches, tasks)
+            order = keyed_rng("help", self._attempt.name)
+            if order.random() * self._own[1] < _HELPERS:
+                self._help(benches, tasks, order)
         except Stopped:
             self._save(benches)
             raise
@@ -147,16 +152,15 @@ class Worker:
             arrays, rows = benches[task.bench].compute(task.item)
         self._pending.setdefault(task.bench, {})[task.item] = Sample(arrays, rows, time.monotonic() - start)
         self._attempt.add_rows(rows)
-        self._look()
         if time.monotonic() - self._saved > self._interval:
             self._save(benches)
 
-    def _save(self, benches: list[Bench]) -> None:
+    def _save(self, benches: list[Bench], ending: str = "") -> None:
         """Put what is pending into segments, one a stream."""
         start = time.monotonic()
         for index, samples in self._pending.items():
             bench = benches[index]
-            path = bench.shelf.folder / f"{self._attempt.name}-{self._segments:05d}{SUFFIX}"
+            path = bench.shelf.folder / f"{self._attempt.name}-{self._segments:05d}{ending}{SUFFIX}"
             write_segment(path, self._run.record["settings_digest"], samples)
             self._segments += 1
         if self._pending:
@@ -165,36 +169,44 @@ class Worker:
         self._saved = time.monotonic()
         self._signals.check()
 
-    def _help(self, benches: list[Bench], tasks: list[Task]) -> None:
-        """Until there is nothing that another worker will not do as soon."""
-        order = keyed_rng("help", self._attempt.name)
-        while True:
+    def _help(self, benches: list[Bench], tasks: list[Task], order: np.random.Generator) -> None:
+        """Until everything is done, or all that is left has been in the hands of the living for a while."""
+        watch, idle = Watch(self._run.workers), 0.0
+        while idle <= SILENT_SECONDS:
             for bench in benches:
                 bench.shelf.scan()
             left = [task for task in tasks if task.item not in benches[task.bench].shelf.places]
-            chosen = self._choose(tasks, left, order)
-            if chosen is None:
+            if not left:
                 return
-            self._do(benches, chosen)
-            self._save(benches)
+            watch.look()
+            task, owner = _choose(tasks, left, watch.alive() - {self._own}, order)
+            if task is None:
+                with self._signals.at_once():
+                    time.sleep(BEAT_SECONDS)
+                idle += BEAT_SECONDS
+                continue
+            self._do(benches, task)
+            self._save(benches, _done_for(owner))
+            idle = 0.0
 
-    def _choose(self, tasks: list[Task], left: list[Task], order: np.random.Generator) -> Task | None:
-        """An item of a shard that nobody is seen to work at, in an order of this attempt's own; else the last one of whoever
-        has most left, if that is more than one at work and one to come."""
-        self._look()
-        mine = (self._attempt.report.shard, self._attempt.report.of)
-        wanted = set(left)
-        kept = [[task for task in _slice(tasks, *shard) if task in wanted] for shard in self._watch.alive() - {mine}]
-        theirs = {task for own in kept for task in own}
-        if orphans := [task for task in left if task not in theirs]:
-            return orphans[int(order.integers(len(orphans)))]
-        longest = max(kept, key=len, default=[])
-        return longest[-1] if len(longest) > 2 else None
 
-    def _look(self) -> None:
-        if time.monotonic() - self._looked > BEAT_SECONDS:
-            self._watch.look()
-            self._looked = time.monotonic()
+def _choose(
+    tasks: list[Task], left: list[Task], alive: set[tuple[int, int]], order: np.random.Generator
+) -> tuple[Task | None, tuple[int, int]]:
+    """A task of a shard that nobody is seen to work at, in an order of one's own; else the last one of the living shard that
+    has most left, if that is more than one at work and one to come; and whose it is."""
+    wanted = set(left)
+    kept = {shard: [task for task in _slice(tasks, *shard) if task in wanted] for shard in alive}
+    theirs = {task for own in kept.values() for task in own}
+    if orphans := [task for task in left if task not in theirs]:
+        return orphans[int(order.integers(len(orphans)))], (-1, 0)
+    shard = max(kept, key=lambda shard: len(kept[shard]), default=(-1, 0))
+    return (kept[shard][-1], shard) if len(kept.get(shard, ())) > 2 else (None, shard)
+
+
+def _done_for(shard: tuple[int, int]) -> str:
+    """How the names of segments end that were made for another shard: it needs to read no others."""
+    return f"-for-{shard[0]}-of-{shard[1]}"
 
 
 class _Signals:
