@@ -20,6 +20,7 @@ from typing import Any
 from shapley.errors import ShapleyError
 from shapley.files import write_text
 
+STATES = ("working", "done", "stopped", "failed")
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 3 * BEAT_SECONDS  # after which an attempt is taken to be dead
 
@@ -107,7 +108,10 @@ def read_reports(folder: Path) -> list[Report]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            found.append(Report(**json.loads(path.read_text())))
+            report = Report(**json.loads(path.read_text()))
+            numbers = all(isinstance(n, int) for n in (report.shard, report.of, report.beat))
+            if numbers and -1 <= report.shard < report.of and report.state in STATES:
+                found.append(report)
         except (OSError, ValueError, TypeError):
             continue
     return found

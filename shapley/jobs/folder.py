@@ -118,7 +118,7 @@ class TopicFolder:
         return Round(number, first, n_units, (full, empty), state)
 
     def shelf(self, number: int) -> Shelf:
-        return Shelf(self.path / f"round-{number:04d}", self._settings)
+        return Shelf(self.path / f"round-{number:04d}", f"{self._settings} {self.name} {number}")
 
     def save(self, estimator: Estimator, number: int, seconds: float) -> None:
         """Begin round ``number`` from the estimator's present state."""

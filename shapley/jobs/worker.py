@@ -161,7 +161,7 @@ class Worker:
         for index, samples in self._pending.items():
             bench = benches[index]
             path = bench.shelf.folder / f"{self._attempt.name}-{self._segments:05d}{ending}{SUFFIX}"
-            write_segment(path, self._run.record["settings_digest"], samples)
+            write_segment(path, bench.shelf.settings, samples)
             self._segments += 1
         if self._pending:
             self._interval = float(np.clip((time.monotonic() - start) / _SHARE, _SHORTEST, _LONGEST))
