@@ -129,7 +129,9 @@ def test_a_stopped_worker_keeps_what_it_has(tmp_path, monkeypatch, after):
     monkeypatch.setattr(worker.Worker, "_do", original)
     again = []
     monkeypatch.setattr(
-        worker.Worker, "_do", lambda self, benches, task: (again.append(task), original(self, benches, task))
+        worker.Worker,
+        "_do",
+        lambda self, benches, task, *more: (again.append(task), original(self, benches, task, *more)),
     )
     assert work(run, 0, 1) == "done"
     assert len(again) == left and not set(again) & set(done)

@@ -18,6 +18,7 @@ from shapley.impairment import Impairment
 from shapley.jobs.advance import merge, prepare
 from shapley.jobs.folder import RunFolder
 from shapley.jobs.local import run_here
+from shapley.jobs.sealed import write_sealed
 from shapley.jobs.segments import Item, read_header
 from shapley.jobs.status import describe, status
 from shapley.jobs.sweep import create_sweep, sweep_record
@@ -365,6 +366,6 @@ class TestCommands:
 
 def test_a_run_of_an_unknown_kind_is_refused(model, tmp_path):
     run = new_run(model, tmp_path)
-    (run.path / "run.json").write_text(json.dumps(run.record | {"kind": "dream"}))
+    write_sealed(run.path / "run.json", run.record | {"kind": "dream"})
     with pytest.raises(ShapleyError, match="kind 'dream'"):
         RunFolder(run.path)

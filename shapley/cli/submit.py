@@ -12,11 +12,10 @@ from shapley.cli.launch import Launch, launch_options, profile_option
 from shapley.cli.options import command_line, model_options
 from shapley.cli.play import Wanted, estimate_options
 from shapley.cli.sweep_options import WantedSweep, sweep_options
-from shapley.errors import ShapleyError
 from shapley.jobs.folder import RunFolder, create
 from shapley.jobs.games import game_record
-from shapley.jobs.profile import Profile, read_profile
-from shapley.jobs.submit import add_workers
+from shapley.jobs.profile import read_profile
+from shapley.jobs.submit import add_workers, profile_of
 from shapley.jobs.sweep import create_sweep, sweep_record
 
 
@@ -81,8 +80,5 @@ def _from_anywhere(model: str) -> str:
 def workers(run: Path, add: int, profile: Path | None) -> None:
     """Add workers to a run that is going on; take some away with scancel."""
     folder = RunFolder(run)
-    saved = run / "slurm" / "profile.json"
-    if profile is None and not saved.exists():
-        raise ShapleyError(f"{run} was not submitted to Slurm: give --profile")
-    site = read_profile(profile) if profile else Profile.from_record(json.loads(saved.read_text()))
+    site = read_profile(profile) if profile else profile_of(folder)
     click.echo(f"job {add_workers(folder, add, site)}: {add} workers help with {run}")

@@ -39,8 +39,11 @@ class Moments:
             self.replicate_count[group] += 1
             self.replicate_sum[group] += sample.astype(np.float32)
             delta = sample - self.mean
-            self.mean += delta / self.count
-            self.m2 += delta * (sample - self.mean)
+            even = self.replicate_count.shape[1] == 1  # then one number serves, and no array has to be turned to floats
+            self.mean += delta / (self.count[0] if even else self.count)
+            rest = sample - self.mean
+            rest *= delta
+            self.m2 += rest
             return
         sample = sample[seen]
         self.count[seen] += 1
@@ -85,13 +88,18 @@ class Welford:
 
     def add(self, sample: FloatArray | Float32Array) -> None:
         self.count += 1
-        delta = sample.astype(np.float32) - self.mean
+        own = sample.astype(np.float32, copy=False)
+        delta = own - self.mean
         self.mean += delta / np.float32(self.count)
-        self.m2 += delta * (sample.astype(np.float32) - self.mean)
+        rest = own - self.mean
+        rest *= delta
+        self.m2 += rest
 
     def variance(self) -> FloatArray:
         """Sample variances, zero before the second sample."""
-        return self.m2.astype(np.float64) / max(self.count - 1, 1)
+        variance = self.m2.astype(np.float64)
+        variance /= max(self.count - 1, 1)
+        return variance
 
     def state(self, prefix: str) -> dict[str, np.ndarray]:
         return {f"{prefix}_{name}": np.asarray(value) for name, value in vars(self).items()}

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +17,11 @@ import numpy as np
 from shapley.estimators.base import Estimator, Game
 from shapley.estimators.moments import Moments
 from shapley.estimators.semivalue import Semivalue
-from shapley.estimators.walk import Truncation, Walk, walk_in_turn
+from shapley.estimators.walk import Truncation, Walk, walk_chunk, walk_in_turn
 from shapley.keyed import keyed_rng
 from shapley.types import BoolArray, FloatArray, IntArray
+
+_PART_ROWS = 16384  # forward rows of a part, about: a minute or so of work
 
 
 class Permutation(Estimator):
@@ -55,16 +58,58 @@ class Permutation(Estimator):
 
     def advance(self) -> tuple[FloatArray, IntArray] | None:
         """A chunk of the unit's walks; at their end the players' mean marginals ``[n]`` and how many of the two each has."""
+        walks = self._walks()
+        return self._sample(walks) if walk_in_turn(walks) else None
+
+    def parts(self) -> int:
+        """Without truncation, stretches of the two walks; a truncated walk is one piece, as nobody knows where it ends."""
+        return 1 if self.truncation else 2 * self._stretches
+
+    def part(self, index: int) -> tuple[np.ndarray, ...]:
+        """The values along a stretch, evaluated in the chunks of ``advance``, so that they are the same to the last bit."""
+        if self.truncation:
+            return super().part(index)
+        which, stretch = divmod(index, self._stretches)
+        walk, n, chunk = self._walks()[which], self.game.n_players, walk_chunk(self.game)
+        first = 1 + stretch * self._stretch
+        end = min(first + self._stretch, n + 1)
+        for count in range(first, end, chunk):
+            walk.evaluate(np.arange(count, min(count + chunk, end)))
+        return (walk.values[first:end].copy(),)
+
+    def join(self, parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[FloatArray, IntArray]:
+        if self.truncation:
+            marginals, seen = parts[0]
+            return marginals, seen
+        walks = self._walks()
+        for i, walk in enumerate(walks):
+            walk.values[1:] = np.concatenate(
+                [part[0] for part in parts[i * self._stretches : (i + 1) * self._stretches]]
+            )
+        return self._sample(walks)
+
+    @property
+    def _stretch(self) -> int:
+        """Coalitions of a part: whole chunks."""
+        chunk = walk_chunk(self.game)
+        return max(1, _PART_ROWS // (chunk * self.game.n_prompts)) * chunk
+
+    @property
+    def _stretches(self) -> int:
+        return -(-self.game.n_players // self._stretch)
+
+    def _walks(self) -> list[Walk]:
         n = self.game.n_players
         order = keyed_rng(self.seed, "permutation", self.unit).permutation(n)
         stop = Truncation(self.truncation, self.value_full, self.value_empty)
         everyone: BoolArray = np.ones(n, dtype=bool)
-        walks = [
+        return [
             Walk(self.game, pi, self.unit, stop, everyone, values)
             for pi, values in zip((order, order[::-1]), self._walk_values, strict=True)
         ]
-        if not walk_in_turn(walks):
-            return None
+
+    def _sample(self, walks: Sequence[Walk]) -> tuple[FloatArray, IntArray]:
+        n = self.game.n_players
         total, seen = np.zeros(n), np.zeros(n, dtype=np.int64)
         for walk in walks:
             marginals, reached = walk.marginals()

@@ -22,5 +22,15 @@ def reliability(deviation: FloatArray, noise: FloatArray, scale: FloatArray) -> 
     seen = scale > 0
     if not seen.any():
         return np.zeros_like(deviation)
-    signal = max(0.0, float(((deviation**2 - noise)[seen] / scale[seen]).mean())) * scale
-    return np.divide(signal, signal + noise, out=np.zeros_like(signal), where=signal > 0)
+    ratio = deviation**2
+    ratio -= noise
+    if seen.all():  # as nearly always: a copy less of both
+        ratio /= scale
+    else:
+        ratio = ratio[seen] / scale[seen]
+    signal = max(0.0, float(ratio.mean())) * scale
+    total = signal + noise
+    seen = np.greater(signal, 0, out=seen)
+    if seen.all():
+        return np.divide(signal, total, out=total)
+    return np.divide(signal, total, out=np.zeros_like(signal), where=seen)

@@ -181,7 +181,8 @@ class TwoStage(Estimator):
     def add(self, sample: Sample) -> None:
         plain, correction, exact, gradients = sample
         players = self._at_work()
-        self.moments.add((plain + self._trust() * correction).astype(np.float64), replicate=self.unit)
+        corrected = plain + self._trust() * correction
+        self.moments.add(corrected.astype(np.float64, copy=False), replicate=self.unit)
         self._spent += _unit_rows(len(players))
         self.gradient.add(plain)
         self.correction.add(correction)
@@ -262,7 +263,9 @@ class TwoStage(Estimator):
         """``[n]``, how much of the trapezoid correction to believe."""
         if self.unit < 2:
             return 0.0
-        return reliability(self.correction.mean.astype(float), self.correction.variance() / self.unit, self._scale())
+        noise = self.correction.variance()
+        noise /= self.unit
+        return reliability(self.correction.mean.astype(float), noise, self._scale())
 
     def _screened(self) -> tuple[FloatArray, FloatArray]:
         """``[n]`` scores and their variances from gradients alone: the units' mean, shrunk towards the diagonal."""
@@ -275,7 +278,10 @@ class TwoStage(Estimator):
 
     def _scale(self) -> FloatArray:
         """``[n]``: mean square of the unit gradients, which curvature goes with."""
-        return self.gradient.variance() + self.gradient.mean.astype(float) ** 2
+        scale, square = self.gradient.variance(), self.gradient.mean.astype(float)
+        square *= square
+        scale += square
+        return scale
 
     def _bias(self) -> FloatArray:
         """``[n]`` expected square of the screen's bias: typical players are as far off as the audited ones; the few with a

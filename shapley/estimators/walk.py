@@ -62,7 +62,10 @@ class Walk:
 
     def advance(self) -> None:
         """Evaluate the next chunk of coalitions."""
-        counts = self._pending()[: min(_CHUNK, chunk_size(self.game))]
+        self.evaluate(self._pending()[: walk_chunk(self.game)])
+
+    def evaluate(self, counts: IntArray) -> None:
+        """Evaluate the coalitions with so many impaired players, in one call."""
         draws = np.full(len(counts), self.draw)
         self.values[counts] = self.game.values(self._rank[None, :] >= counts[:, None], draws=draws)
 
@@ -86,6 +89,11 @@ class Walk:
         run = np.arange(len(after)) - np.maximum.accumulate(np.where(reached, -1, np.arange(len(after))))
         stops = np.flatnonzero(run > _PATIENCE)
         return int(stops[0]) if len(stops) else None
+
+
+def walk_chunk(game: Game) -> int:
+    """Coalitions that ``Walk.advance`` evaluates in one call."""
+    return min(_CHUNK, chunk_size(game))
 
 
 def walk_in_turn(walks: Sequence[Walk]) -> bool:

@@ -77,8 +77,7 @@ def impair(
                 "or a model from shapley.load_model"
             )
         statistics = model.statistics(impairment.site)
-    device = next(module.parameters()).device
-    selected = cluster_mask(sites, impairment.site, cluster).to(device)
+    selected = cluster_mask(sites, impairment.site, cluster)
     forward = _Forward(impairment, rows or Rows(), statistics)
     with ExitStack() as stack:
         handle = module.register_forward_pre_hook(forward.begin, with_kwargs=True)
@@ -160,7 +159,8 @@ def only_answer_logits(model: Any, positions: Tensor) -> Iterator[None]:
 
     def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         (hidden,) = args
-        return (hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1])),)
+        places = positions.to(hidden.device)  # where the last block is
+        return (hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])),)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(gather)
     try:
@@ -233,7 +233,10 @@ def _positions(kwargs: dict[str, Any], mask: Tensor | None, n_rows: int, n_token
 
 
 class _LayerEdit:
-    """The edit of one layer's activation: ``[rows, tokens, width]``, or flattened over rows and tokens (old OPT)."""
+    """The edit of one layer's activation: ``[rows, tokens, width]``, or flattened over rows and tokens (old OPT).
+
+    Where a model is spread over devices, what the rows share is on the first one, and goes to the layer's when it is needed.
+    """
 
     def __init__(self, forward: _Forward, layer: int, columns: Tensor, whole: bool) -> None:
         self.forward = forward
@@ -247,8 +250,9 @@ class _LayerEdit:
             return x
         shaped = x.view(*forward.shape, -1)
         intact = None if forward.rows.intact is None else forward.rows.intact[self.layer]
+        self.columns = self.columns.to(x.device)
         if intact is not None:
-            edited = self._gate(shaped, intact)
+            edited = self._gate(shaped, intact.to(x.device))
         elif self.whole:
             edited = self._impaired(shaped)
         else:
@@ -265,7 +269,7 @@ class _LayerEdit:
             kept = torch.ones_like(intact).index_copy(1, self.columns, intact[:, self.columns])
             intact = kept
         if self.forward.impairment.kind in ("zero", "scale"):
-            strength = self.forward.strength
+            strength = self._strength(x)
             if isinstance(strength, Tensor):
                 strength = strength[:, 0]  # [rows, 1]
             elif strength == 1.0:
@@ -277,7 +281,7 @@ class _LayerEdit:
     def _impaired(self, x: Tensor, every_column: bool = False) -> Tensor:
         impairment, statistics = self.forward.impairment, self.forward.statistics
         columns = torch.arange(x.shape[-1], device=x.device) if every_column else self.columns
-        strength = self.forward.strength
+        strength = self._strength(x)
         if isinstance(strength, Tensor) and not impairment.is_noise:
             strength = strength.to(x.dtype)
         if impairment.unit == "sd":
@@ -285,22 +289,26 @@ class _LayerEdit:
             strength = strength * statistics.site_std[self.layer].item()
         draw = maximum = target = None
         if impairment.is_noise:
-            draw, maximum = self._noise(columns)
+            draw, maximum = (None if part is None else part.to(x.device) for part in self._noise(columns))
             strength = strength if isinstance(strength, Tensor) else torch.tensor(strength, device=x.device)
             x_wide = x.float()
             return impaired(impairment.kind, x_wide, strength, draw, maximum).to(x.dtype)
         if impairment.kind == "mean":
             assert statistics is not None
-            target = statistics.mean[self.layer, columns].to(x.dtype)
+            target = statistics.mean.to(x.device)[self.layer, columns].to(x.dtype)
         if impairment.kind == "resample":
-            target = self._donors(columns).to(x.dtype)
+            target = self._donors(columns).to(x.device, x.dtype)
         return impaired(impairment.kind, x, strength, target=target)
+
+    def _strength(self, x: Tensor) -> Tensor | float:
+        strength = self.forward.strength
+        return strength.to(x.device) if isinstance(strength, Tensor) else strength
 
     def _noise(self, columns: Tensor) -> tuple[Tensor, Tensor | None]:
         """The layer's draw and its maximum over the impairment's scope, both once for each distinct row, then spread."""
         forward, impairment = self.forward, self.forward.impairment
         assert forward.keys is not None
-        draw = noise.draw(impairment.distribution, forward.keys, self.layer, columns)
+        draw = noise.draw(impairment.distribution, forward.keys, self.layer, columns.to(forward.keys.device))
         if impairment.kind == "noise":
             return self._spread(draw), None
         maximum = self._spread(draw.amax(dim=2, keepdim=True))  # [rows, tokens, 1]
@@ -318,7 +326,7 @@ class _LayerEdit:
         assert forward.keys is not None and statistics is not None
         bank = statistics.donors[self.layer]
         chosen = noise.choose(forward.keys, noise.key_of("donor", self.layer), len(bank))
-        return self._spread(bank[chosen][..., columns])
+        return self._spread(bank[chosen][..., columns.to(bank.device)])
 
     def _spread(self, distinct: Tensor) -> Tensor:
         inverse = self.forward.inverse

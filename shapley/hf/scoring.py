@@ -129,7 +129,7 @@ class RowScorer:
         self._encoded = [encode(lm, prompt) for prompt in prompts]
         self._lengths = np.array([len(prompt.ids) for prompt in self._encoded])
         self._statistics = lm.statistics(impairment.site) if impairment.needs_statistics else None
-        self.memory = memory or default_memory(lm.device)
+        self.memory = memory or min(map(default_memory, {weight.device for weight in lm.model.parameters()}))
 
     def values(
         self,

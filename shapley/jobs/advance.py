@@ -8,16 +8,20 @@ there: a merge that is killed is started anew.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from shapley.errors import ShapleyError
 from shapley.jobs.folder import RunFolder
 from shapley.jobs.kinds import job_of
-from shapley.jobs.segments import DamagedError, Item, Sample, read_sample
+from shapley.jobs.segments import DamagedError, Item, Reader, Sample
 from shapley.jobs.stream import Present, Stream
 from shapley.jobs.submit import end_chain
 from shapley.progress import say
+
+_AT_ONCE = 4  # streams: each needs memory for its sums, and reading is not for free either
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def prepare(run: RunFolder, device: str = "auto", show: bool = True) -> None:
     """
     run.check_code()
     job = job_of(run)
-    if not all(stream.sound for stream in job.streams):
+    if not (run.frozen and all(stream.sound for stream in job.streams)):
         job.prepare(device, show)
 
 
@@ -55,17 +59,14 @@ def merge(run: RunFolder, show: bool = True) -> Standing:
     """
     run.check_code()
     job = job_of(run)
-    missing: dict[str, list[Item]] = {}
-    damaged: list[str] = []
-    for stream in job.streams:
-        if stream.finished:
-            continue
-        if not stream.prepared:
-            raise ShapleyError(f"{run.path} was not prepared: run 'shapley prepare {run.path}' first")
-        left, broken = _merge_stream(stream, show)
-        damaged += broken
-        if left:
-            missing[stream.name] = left
+    streams = [stream for stream in job.streams if not stream.finished]
+    if not all(stream.prepared for stream in streams):
+        raise ShapleyError(f"{run.path} was not prepared: run 'shapley prepare {run.path}' first")
+    # Threads are enough: numpy, checksums and files let go of Python's lock. Streams know nothing of each other.
+    with ThreadPoolExecutor(min(_AT_ONCE, len(os.sched_getaffinity(0)))) as pool:
+        found = list(pool.map(lambda stream: _merge_stream(stream, show), streams))
+    missing = {stream.name: left for stream, (left, _) in zip(streams, found, strict=True) if left}
+    damaged = [line for _, lines in found for line in lines]
     finished = all(stream.finished for stream in job.streams)
     if finished:
         job.collect(show)
@@ -98,11 +99,12 @@ def _samples(present: Present) -> Iterator[tuple[Item, Sample]]:
     Raises:
         DamagedError: one is not what was written; its segment is put aside.
     """
-    for item in present.items:
-        place = present.shelf.places[item]
-        try:
-            sample = read_sample(place)
-        except DamagedError as error:
-            place.path.rename(place.path.with_suffix(".damaged"))
-            raise error
-        yield item, sample
+    with Reader() as reader:
+        for item in present.items:
+            place = present.shelf.places[item]
+            try:
+                sample = reader.read(place)
+            except DamagedError as error:
+                place.path.rename(place.path.with_suffix(".damaged"))
+                raise error
+            yield item, sample

@@ -5,7 +5,6 @@ Nobody compares clocks: an attempt counts beats, and whoever watches sees whethe
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import threading
@@ -18,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from shapley.errors import ShapleyError
-from shapley.files import write_text
+from shapley.jobs.sealed import read_sealed, write_sealed
 
-STATES = ("working", "done", "stopped", "failed")
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 3 * BEAT_SECONDS  # after which an attempt is taken to be dead
 
@@ -37,6 +35,7 @@ class Report:
         rows: forward rows so far; ``seconds``, of work.
         error: the last line of what went wrong, and ``traceback``, all of it.
         job: its Slurm job, or nothing.
+        rounds: at which it works; nothing as long as it has not looked.
     """
 
     shard: int
@@ -45,6 +44,7 @@ class Report:
     host: str
     pid: int
     job: str = ""
+    rounds: str = ""
     beat: int = 0
     state: str = "working"
     rows: int = 0
@@ -91,7 +91,7 @@ class Attempt:
             seconds = time.monotonic() - self._start
             self.report = replace(self.report, beat=self.report.beat + 1, seconds=seconds, **changes)
             with suppress(ShapleyError):
-                write_text(self._path, json.dumps(asdict(self.report)))
+                write_sealed(self._path, asdict(self.report))
 
     def add_rows(self, rows: int) -> None:
         """Count forward rows; they are said with the next beat."""
@@ -107,21 +107,21 @@ def read_reports(folder: Path) -> list[Report]:
     """Of all attempts, the latest of each; what cannot be read is left out."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            report = Report(**json.loads(path.read_text()))
-            numbers = all(isinstance(n, int) for n in (report.shard, report.of, report.beat))
-            if numbers and -1 <= report.shard < report.of and report.state in STATES:
-                found.append(report)
-        except (OSError, ValueError, TypeError):
-            continue
+        with suppress(ShapleyError):
+            found.append(Report(**read_sealed(path, "", "")))
     return found
 
 
 class Watch:
-    """Which shards have an attempt that lives, as far as one observer has seen."""
+    """Which shards have an attempt that lives, as far as one observer has seen.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        folder: of reports.
+        rounds: only attempts at these count, and those that do not say yet.
+    """
+
+    def __init__(self, folder: Path, rounds: str = "") -> None:
+        self._folder, self._rounds = folder, rounds
         self._seen: dict[str, tuple[int, float]] = {}  # beat, and when it was first seen, by this process's own clock
         self._shards: dict[str, tuple[int, int]] = {}
 
@@ -129,7 +129,7 @@ class Watch:
         """Take note of all beats; at least once a beat, best from the start."""
         now = time.monotonic()
         for report in read_reports(self._folder):
-            if report.state != "working":
+            if report.state != "working" or report.rounds not in ("", self._rounds):
                 self._seen.pop(report.name, None)
             elif self._seen.get(report.name, (-1, 0.0))[0] != report.beat:
                 self._seen[report.name] = (report.beat, now)

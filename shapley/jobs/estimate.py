@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from shapley.errors import ShapleyError
 from shapley.estimators.base import Estimator
 from shapley.estimators.registry import build
 from shapley.facts import GameFacts
-from shapley.files import write_text
 from shapley.jobs.folder import RunFolder, TopicFolder
 from shapley.jobs.games import GameMaker, open_games
+from shapley.jobs.sealed import write_sealed
 from shapley.jobs.segments import Item, Sample
 from shapley.jobs.stream import Compute, Figures, Present, Stream
 from shapley.outcome import attrs_of, scores_of, settings_of
@@ -54,17 +54,30 @@ class EstimateJob:
                 "estimator": estimator.name,
                 "reason": reason,
             }
-            write_text(topic.path / "facts.json", json.dumps(record))
+            write_sealed(topic.path / "facts.json", record)
             topic.save(estimator, 0, time.monotonic() - start)
             say(f"{topic.name}: estimator {estimator.name} ({reason}), {estimator.game.n_players} players", show=show)
 
     def collect(self, show: bool) -> None:
         if self._run.scores.exists():
             return
-        parts = [(topic, ScoreFile(topic.scores)) for topic in self._run.topics]
-        topics = {topic.name: file[topic.name] for topic, file in parts}
-        write_scores(self._run.scores, parts[0][1].model, topics, keep=False)
+        topics = {}
+        for topic in self._run.topics:
+            with _with_remedy(topic):
+                file = ScoreFile(topic.scores)
+                topics[topic.name] = file[topic.name]
+        write_scores(self._run.scores, file.model, topics, keep=False)
         say(f"scores of {len(topics)} topics in {self._run.scores}", show=show)
+
+
+@contextmanager
+def _with_remedy(topic: TopicFolder) -> Iterator[None]:
+    """Say how a topic's damaged scores are made again."""
+    try:
+        yield
+    except ShapleyError as error:
+        run = topic.path.parent.parent
+        raise ShapleyError(f"{error}: remove it, and 'shapley merge {run}' does") from error
 
 
 def _check_apart(estimator: Estimator) -> None:
@@ -117,9 +130,10 @@ class TopicStream:
         return TopicLedger(self._topic, self._argv)
 
     def figures(self) -> Figures:
-        file = ScoreFile(self._topic.scores)
-        attrs = file.attrs(self.name)
-        score, stderr, count = (file.array(self.name, name) for name in ("score", "stderr", "count"))
+        with _with_remedy(self._topic):
+            file = ScoreFile(self._topic.scores)
+            attrs = file.attrs(self.name)
+            score, stderr, count = (file.array(self.name, name) for name in ("score", "stderr", "count"))
         rows = int(attrs["forward_rows"])
         return Figures(self._topic.rounds()[-1], rows, attrs["wall_seconds"], rows, (score, stderr, count))
 

@@ -2,6 +2,7 @@
 
     RUN/run.json                        kind, settings, code and versions; never changed
     RUN/prompts.jsonl, RUN/code/        copies, so that what runs is what was submitted
+    RUN/spare/                          run.json and prompts.jsonl once more: nothing else could make them again
     RUN/topics/00-athlete/facts.json    the game without its model
                           state-0003.npz    the estimator before round 3
                           round-0003.npz    what workers need to know of round 3; written last
@@ -34,13 +35,15 @@ from shapley.errors import ShapleyError
 from shapley.estimators.base import Estimator
 from shapley.estimators.registry import Plan, build
 from shapley.facts import GameFacts
-from shapley.files import write_error, write_text
+from shapley.files import write_error
+from shapley.jobs.sealed import read_sealed, write_sealed
 from shapley.jobs.segments import Item, Shelf
 from shapley.prompts import TopicPrompts, read_prompts, write_prompts
 from shapley.store import read_checkpoint, write_checkpoint
 
 FORMAT = "neuron-shapley-run"
 VERSION = 1
+_RECORD, _PROMPTS, _SPARE = "run.json", "prompts.jsonl", "spare"
 _RESULTS = {"estimate": "scores.h5", "sweep": "sweep.h5"}  # of each kind of run
 
 
@@ -94,8 +97,9 @@ class TopicFolder:
         Raises:
             ShapleyError: the run was not prepared.
         """
-        record: dict[str, Any] = read_json(self.path / "facts.json", f"topic {self.name!r} was not prepared yet")
-        return record
+        return read_sealed(
+            self.path / "facts.json", f"topic {self.name!r} was not prepared yet", remake(self.path.parent.parent)
+        )
 
     def game(self) -> GameFacts:
         return GameFacts.from_record(self.facts["game"], self.topic)
@@ -180,8 +184,8 @@ class RunFolder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise ShapleyError(f"no run folder at {path}: make one with 'shapley submit'")
-        self.record: dict[str, Any] = read_json(
-            self.path / "run.json", f"{path} is not a run folder: it has no run.json"
+        self.record = read_sealed(
+            self.path / _RECORD, f"{path} is not a run folder: it has no {_RECORD}", self._spare(_RECORD)
         )
         if self.record.get("format") != FORMAT or self.record.get("version") != VERSION:
             raise ShapleyError(f"{path} is not a run folder of version {VERSION}")
@@ -216,32 +220,61 @@ class RunFolder:
         return Plan(**self.record["plan"])
 
     @cached_property
+    def prompts(self) -> dict[str, TopicPrompts]:
+        """By topic.
+
+        Raises:
+            ShapleyError: they are not those that were submitted.
+        """
+        path = self.path / _PROMPTS
+        try:
+            found = read_prompts(path)
+        except ShapleyError:
+            found = {}
+        if {topic: prompts.sha256 for topic, prompts in found.items()} != self.record["prompts"]:
+            raise ShapleyError(f"{path} is damaged, or was changed: {self._spare(_PROMPTS)}")
+        return found
+
+    @cached_property
     def topics(self) -> list[TopicFolder]:
         """Of an estimate, in the order of the prompts file."""
-        by_topic = read_prompts(self.path / "prompts.jsonl")
         settings = self.record["settings_digest"]
         return [
             TopicFolder(self.path / "topics" / folder_name(i, topic), prompts, self.plan, settings)
-            for i, (topic, prompts) in enumerate(by_topic.items())
+            for i, (topic, prompts) in enumerate(self.prompts.items())
         ]
 
     @property
     def memory(self) -> int | None:
         """Bytes for activations, once prepared: the same for all workers, as batches and so the last bits follow from it."""
         path = self.path / "memory.json"
-        return int(read_json(path, "")["bytes"]) or None if path.exists() else None
+        return int(read_sealed(path, "", f"remove it; {remake(self.path)}")["bytes"]) or None if path.exists() else None
+
+    def _spare(self, name: str) -> str:
+        """What to do about a damaged file that there is a copy of."""
+        return f"copy {self.path / _SPARE / name} over it"
+
+    @property
+    def frozen(self) -> bool:
+        """Whether preparing came so far."""
+        return (self.path / "memory.json").exists()
 
     def freeze_memory(self, memory: int) -> None:
         """Let all workers have so many bytes for activations."""
-        write_text(self.path / "memory.json", json.dumps({"bytes": memory}))
+        write_sealed(self.path / "memory.json", {"bytes": memory})
 
     def check_code(self) -> None:
         """Raises ShapleyError when the code at work is not the code that was submitted."""
-        if code_digest() != self.record["code"]:
+        if code_digest() == self.record["code"]:
+            return
+        if _package().parent.resolve() == self.code.resolve():
             raise ShapleyError(
-                f"{self.path} was submitted with other code than this (version {self.record['package_version']}, digest "
-                f"{self.record['code'][:12]}): run it with PYTHONPATH={self.code}"
+                f"{self.code} is damaged, or was changed: copy version {self.record['package_version']} over it"
             )
+        raise ShapleyError(
+            f"{self.path} was submitted with other code than this (version {self.record['package_version']}, digest "
+            f"{self.record['code'][:12]}): run it with PYTHONPATH={self.code}"
+        )
 
 
 def create(
@@ -315,10 +348,11 @@ def make_folder(
             (building / name).mkdir(parents=True)
         fill(building)
         shutil.copytree(_package(), building / "code" / "shapley", ignore=shutil.ignore_patterns("__pycache__"))
-        write_prompts(building / "prompts.jsonl", [prompt for group in topics.values() for prompt in group.prompts])
         record = {"format": FORMAT, "version": VERSION, "settings_digest": digest, "shards": shards, "argv": list(argv)}
-        text = json.dumps({**record, **settings, "package_version": shapley.__version__}, indent=1)
-        write_text(building / "run.json", text)
+        for place in (building / _SPARE, building):
+            place.mkdir(exist_ok=True)
+            write_prompts(place / _PROMPTS, [prompt for group in topics.values() for prompt in group.prompts])
+            write_sealed(place / _RECORD, {**record, **settings, "package_version": shapley.__version__}, indent=1)
         building.rename(path)
     except OSError as error:
         raise ShapleyError(f"cannot make {path}: {error.strerror or error}") from error
@@ -332,7 +366,7 @@ def _existing(path: Path, digest: str, settings: Mapping[str, Any]) -> RunFolder
     run = RunFolder(path)
     if run.record["settings_digest"] == digest:
         return run
-    if not (path / "jobs.json").exists() and not (path / "memory.json").exists():
+    if not (path / "jobs.json").exists() and not run.frozen:
         shutil.rmtree(path)
         return None
     for name, value in settings.items():
@@ -366,14 +400,6 @@ def folder_name(index: int, name: str) -> str:
     return f"{index:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', name)[:40]}"
 
 
-def read_json(path: Path, missing: str) -> dict[str, Any]:
-    """A JSON object. Raises ShapleyError with the line ``missing`` where there is no file, and when it is no object."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ShapleyError(missing) from None
-    except (OSError, ValueError) as error:
-        raise ShapleyError(f"cannot read {path}: {error}") from error
-    if not isinstance(record, dict):
-        raise ShapleyError(f"cannot read {path}: it is not a JSON object")
-    return record
+def remake(run: Path) -> str:
+    """What to do about a damaged file that preparing makes."""
+    return f"'shapley prepare {run}' makes it again"

@@ -7,7 +7,6 @@ The merge that finishes a run cancels the links that are left.
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from shapley.files import write_text
 from shapley.jobs import slurm
 from shapley.jobs.folder import RunFolder
 from shapley.jobs.profile import Profile
+from shapley.jobs.sealed import read_sealed, write_sealed
 from shapley.jobs.slurm import TASK, Step
 
 # A screen, an audit, and rounds of at least a fourth of what is left; and some to spare for links in which work was lost.
@@ -79,7 +79,7 @@ def submit(run: RunFolder, shards: int, profile: Profile) -> list[str]:
     folder.mkdir(exist_ok=True)
     for name, text in scripts(run.path, shards, profile).items():
         write_text(folder / name, text)
-    write_text(folder / "profile.json", json.dumps(profile.record(), indent=1))
+    write_sealed(folder / "profile.json", profile.record(), indent=1)
     ids: list[str] = []
     try:
         for link in chain(run.path, shards):
@@ -105,6 +105,18 @@ def add_workers(run: RunFolder, n: int, profile: Profile) -> str:
     return job
 
 
+def profile_of(run: RunFolder) -> Profile:
+    """The profile that a run was submitted with.
+
+    Raises:
+        ShapleyError: it never was, or the file is damaged.
+    """
+    path = run.path / "slurm" / "profile.json"
+    return Profile.from_record(
+        read_sealed(path, f"{run.path} was not submitted to Slurm: give --profile", "give --profile")
+    )
+
+
 def cancel(run: RunFolder) -> list[str]:
     """Cancel all jobs of a run; returns the ids of those that were in the queue."""
     known = slurm.queue(jobs_of(run))
@@ -128,13 +140,13 @@ def jobs_of(run: RunFolder) -> list[str]:
 
 def _record(run: RunFolder, job: str, step: Step) -> None:
     """At once, so that a submission that is killed leaves no job that nobody knows."""
-    write_text(run.path / "jobs.json", json.dumps([*_jobs(run), {"id": job, "step": step.name, "array": step.array}]))
+    jobs = [*_jobs(run), {"id": job, "step": step.name, "array": step.array}]
+    write_sealed(run.path / "jobs.json", {"jobs": jobs})
 
 
 def _jobs(run: RunFolder) -> list[dict[str, Any]]:
     path = run.path / "jobs.json"
-    try:
-        found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    except (OSError, ValueError) as error:
-        raise ShapleyError(f"cannot read {path}: {error}") from error
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = read_sealed(path, "", "remove it; 'squeue --me' still lists its jobs")["jobs"]
     return found

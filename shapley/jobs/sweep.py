@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shapley.clusters import Cluster
-from shapley.files import write_text
+from shapley.errors import ShapleyError
 from shapley.impairment import Impairment
-from shapley.jobs.folder import RunFolder, folder_name, make_folder, read_json
+from shapley.jobs.folder import RunFolder, folder_name, make_folder, remake
+from shapley.jobs.sealed import read_sealed, write_sealed
 from shapley.jobs.segments import Item, Sample, Shelf
 from shapley.jobs.stream import Compute, Figures, Present, Stream
 from shapley.progress import say
-from shapley.prompts import TopicPrompts, read_prompts
+from shapley.prompts import TopicPrompts
 from shapley.records import read_sweep, write_sweep
 from shapley.sweep_design import SweepDesign
 
@@ -79,7 +80,7 @@ def create_sweep(
     Raises:
         ShapleyError: the folder belongs to another run, is a file, or cannot be written.
     """
-    digests = {name: _EVERYTHING if cluster is None else _digest(cluster) for name, cluster in clusters.items()}
+    digests = {name: _digest(cluster) for name, cluster in clusters.items()}
 
     def fill(folder: Path) -> None:
         (folder / "sweep" / "round-0000").mkdir(parents=True)
@@ -91,8 +92,12 @@ def create_sweep(
     return make_folder(path, "sweep", {"sweep": dict(record), "clusters": digests}, topics, shards, argv, fill)
 
 
-def _digest(cluster: Cluster) -> str:
-    return hashlib.sha256(json.dumps(cluster.record(), sort_keys=True).encode()).hexdigest()
+def _digest(cluster: Cluster | None) -> str:
+    return (
+        _EVERYTHING
+        if cluster is None
+        else hashlib.sha256(json.dumps(cluster.record(), sort_keys=True).encode()).hexdigest()
+    )
 
 
 class SweepJob:
@@ -129,15 +134,20 @@ class SweepJob:
         topics = self._stream.topics
         scorer = SweepScorer(lm, design, topics, record["memory"])  # refuses prompts that the model does not take
         self._run.freeze_memory(scorer.memory)
-        write_text(self._stream.path / "design.json", json.dumps(design.record()))
+        write_sealed(self._stream.path / "design.json", design.record())
         say(f"sweep: {len(design.blocks())} blocks, {design.rows(scorer.n_prompts)} forward rows", show=show)
 
     def _clusters(self) -> dict[str, Cluster | None]:
         folder = self._run.path / "clusters"
-        return {
-            name: None if digest == _EVERYTHING else Cluster.load(folder / f"{folder_name(i, name)}.json")
-            for i, (name, digest) in enumerate(self._run.record["clusters"].items())
-        }
+        found: dict[str, Cluster | None] = {}
+        for i, (name, digest) in enumerate(self._run.record["clusters"].items()):
+            path = folder / f"{folder_name(i, name)}.json"
+            found[name] = None if digest == _EVERYTHING else Cluster.load(path)
+            if _digest(found[name]) != digest:
+                raise ShapleyError(
+                    f"{path} is damaged, or was changed: copy the cluster file that was submitted over it"
+                )
+        return found
 
     def collect(self, show: bool) -> None:
         """The one stream writes the run's result itself."""
@@ -157,7 +167,10 @@ class SweepStream:
 
     @property
     def sound(self) -> bool:
-        return self.prepared
+        try:
+            return bool(self.design.arms)
+        except ShapleyError:
+            return False
 
     @property
     def finished(self) -> bool:
@@ -170,11 +183,13 @@ class SweepStream:
     @cached_property
     def design(self) -> SweepDesign:
         """Raises ShapleyError when the run was not prepared."""
-        return SweepDesign.from_record(read_json(self.path / "design.json", "the sweep was not prepared yet"))
+        return SweepDesign.from_record(
+            read_sealed(self.path / "design.json", "the sweep was not prepared yet", remake(self.run.path))
+        )
 
-    @cached_property
+    @property
     def topics(self) -> dict[str, TopicPrompts]:
-        return read_prompts(self.run.path / "prompts.jsonl")
+        return self.run.prompts
 
     @property
     def n_prompts(self) -> int:

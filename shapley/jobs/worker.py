@@ -97,7 +97,7 @@ class Worker:
         self._own = (attempt.report.shard, attempt.report.of)
         self._scanned = time.monotonic()
         self._segments = 0
-        self._pending: dict[int, dict[Item, Sample]] = {}
+        self._pending: dict[tuple[int, str], dict[Item, Sample]] = {}  # by bench and ending of the segment's name
         self._saved = time.monotonic()
         self._interval = _SHORTEST
 
@@ -124,17 +124,23 @@ class Worker:
         job = job_of(self._run)
         opened: Any = None
         benches = []
-        for stream in job.streams:
-            if stream.finished:
-                continue
+        streams = [stream for stream in job.streams if not stream.finished]
+        for stream in streams:
             if not stream.prepared:
                 raise ShapleyError(f"{stream.name!r} of {self._run.path} was not prepared: see 'shapley status'")
-            present = stream.present()
+        at_work = [stream.present() for stream in streams]
+        self._attempt.say(
+            rounds=" ".join(f"{stream.name}:{present.number}" for stream, present in zip(streams, at_work, strict=True))
+        )
+        for stream, present in zip(streams, at_work, strict=True):
             present.shelf.scan()
+            compute: Compute = _nothing_to_do
             if present.shelf.missing(present.items):
                 if opened is None:  # the model is loaded only where there is something to do
                     opened = self._open(job, stream)
-                benches.append(Bench(present.shelf, present.items, stream.compute(present.number, opened)))
+                compute = stream.compute(present.number, opened)
+            # With the complete ones too: whenever a worker starts, its list and so its slice must be those of all others.
+            benches.append(Bench(present.shelf, present.items, compute))
         return benches
 
     def _open(self, job: Job, stream: Stream) -> Any:
@@ -146,19 +152,19 @@ class Worker:
             )
         return opened
 
-    def _do(self, benches: list[Bench], task: Task) -> None:
+    def _do(self, benches: list[Bench], task: Task, ending: str = "") -> None:
         start = time.monotonic()
         with self._signals.at_once():
             arrays, rows = benches[task.bench].compute(task.item)
-        self._pending.setdefault(task.bench, {})[task.item] = Sample(arrays, rows, time.monotonic() - start)
+        self._pending.setdefault((task.bench, ending), {})[task.item] = Sample(arrays, rows, time.monotonic() - start)
         self._attempt.add_rows(rows)
         if time.monotonic() - self._saved > self._interval:
             self._save(benches)
 
-    def _save(self, benches: list[Bench], ending: str = "") -> None:
-        """Put what is pending into segments, one a stream."""
+    def _save(self, benches: list[Bench]) -> None:
+        """Put what is pending into segments, one a stream and owner."""
         start = time.monotonic()
-        for index, samples in self._pending.items():
+        for (index, ending), samples in self._pending.items():
             bench = benches[index]
             path = bench.shelf.folder / f"{self._attempt.name}-{self._segments:05d}{ending}{SUFFIX}"
             write_segment(path, bench.shelf.settings, samples)
@@ -171,37 +177,45 @@ class Worker:
 
     def _help(self, benches: list[Bench], tasks: list[Task], order: np.random.Generator) -> None:
         """Until everything is done, or all that is left has been in the hands of the living for a while."""
-        watch, idle = Watch(self._run.workers), 0.0
+        watch, idle = Watch(self._run.workers, self._attempt.report.rounds), 0.0
         while idle <= SILENT_SECONDS:
             for bench in benches:
                 bench.shelf.scan()
-            left = [task for task in tasks if task.item not in benches[task.bench].shelf.places]
-            if not left:
-                return
+            mine = {Task(index, item) for (index, _), samples in self._pending.items() for item in samples}
+            left = [task for task in tasks if task.item not in benches[task.bench].shelf.places and task not in mine]
             watch.look()
             task, owner = _choose(tasks, left, watch.alive() - {self._own}, order)
-            if task is None:
-                with self._signals.at_once():
-                    time.sleep(BEAT_SECONDS)
-                idle += BEAT_SECONDS
+            if task:
+                self._do(benches, task, _done_for(owner))
+                idle = 0.0
                 continue
-            self._do(benches, task)
-            self._save(benches, _done_for(owner))
-            idle = 0.0
+            self._save(benches)
+            if not left:
+                return
+            with self._signals.at_once():
+                time.sleep(BEAT_SECONDS)
+            idle += BEAT_SECONDS
 
 
 def _choose(
     tasks: list[Task], left: list[Task], alive: set[tuple[int, int]], order: np.random.Generator
 ) -> tuple[Task | None, tuple[int, int]]:
-    """A task of a shard that nobody is seen to work at, in an order of one's own; else the last one of the living shard that
-    has most left, if that is more than one at work and one to come; and whose it is."""
+    """A task of a shard that nobody is seen to work at, in an order of one's own; else one of the last of the living shard
+    that has most left, if that is more than one at work and one to come; and whose it is."""
     wanted = set(left)
     kept = {shard: [task for task in _slice(tasks, *shard) if task in wanted] for shard in alive}
     theirs = {task for own in kept.values() for task in own}
     if orphans := [task for task in left if task not in theirs]:
         return orphans[int(order.integers(len(orphans)))], (-1, 0)
     shard = max(kept, key=lambda shard: len(kept[shard]), default=(-1, 0))
-    return (kept[shard][-1], shard) if len(kept.get(shard, ())) > 2 else (None, shard)
+    theirs_left = kept.get(shard, [])
+    if len(theirs_left) <= 2:
+        return None, shard
+    return theirs_left[-1 - int(order.integers(len(theirs_left) // 2))], shard
+
+
+def _nothing_to_do(item: Item) -> tuple[tuple[np.ndarray, ...], int]:
+    raise AssertionError(f"{item} was there already")
 
 
 def _done_for(shard: tuple[int, int]) -> str:
