@@ -36,7 +36,8 @@ def test_few_rows_share_prompts_and_nodes_evenly():
 
 def test_it_is_the_path_integral_of_a_multilinear_game():
     game = SumOfUnanimity(4, [((0, 1), 2.0), ((1, 2, 3), 1.0), ((3,), 0.5)])
-    found = Diagonal.plan(SHAPLEY, 1, 99, 0, "").scores(game)
+    plan = Diagonal.plan(SHAPLEY, 1, 99, 0, "")
+    found = plan.scores(plan.part(game, index) for index in range(plan.parts))
     q = (np.arange(4) + 0.5) / 4
     by_hand = [2 * q.mean(), 2 * q.mean() + (q**2).mean(), (q**2).mean(), (q**2).mean() + 0.5]
     np.testing.assert_allclose(found, by_hand, rtol=1e-6)
@@ -87,7 +88,7 @@ def test_the_diagonal_takes_noise_away():
         for seed in range(12):
             estimator = TwoStage(game, semivalue=SHAPLEY, samples=samples, seed=seed, top_k=5)
             if not diagonal:
-                estimator._diagonal = Diagonal.plan(SHAPLEY, 1, 0, 0, "")
+                estimator._diagonal, estimator.unit = Diagonal.plan(SHAPLEY, 1, 0, 0, ""), 0
             errors.append(((estimator.run().score - game.truth) ** 2).mean())
         return np.mean(errors)
 

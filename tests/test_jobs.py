@@ -48,6 +48,12 @@ SYNTHETIC = game_record(
 )
 
 
+@pytest.fixture(autouse=True)
+def a_link_for_each_round(monkeypatch):
+    """As where not all shards have a place at once; ``test_jobs_rounds`` has workers that go on by themselves."""
+    monkeypatch.setattr(Attempt, "started", lambda self: set())
+
+
 def new_run(tmp_path, plan=PLANS["two-stage"], shards=3, **changes):
     return create(tmp_path / "run", TOPICS, plan, SYNTHETIC | changes, shards, ["shapley"])
 

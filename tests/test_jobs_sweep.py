@@ -25,6 +25,7 @@ from shapley.jobs.sweep import create_sweep, sweep_record
 from shapley.jobs.worker import work
 from shapley.records import read_sweep
 from shapley.sweeps import sweep
+from tests.test_jobs import a_link_for_each_round  # noqa: F401  (a fixture)
 from tests.test_sweeps import TOPICS, assert_same_records
 from tests.test_workers import save_model
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from scale_cluster import Job
+from scale_cluster import Round
 
 from shapley.estimators.coalitions import N_PAIRS, ROWS_PER_UNIT
 from shapley.estimators.registry import Plan, build
@@ -16,30 +16,10 @@ from shapley.jobs.synthetic import SyntheticGame
 from shapley.prompts import Prompt, TopicPrompts
 
 _POOL = 8  # different gradients, used in turn
+_GRADIENT_ROWS = 3 * ROWS_PER_UNIT
 
 
-@dataclass(frozen=True)
-class Rounds:
-    """One topic's items, round by round. ``diagonal`` is the rows of preparing."""
-
-    diagonal: int
-    jobs: list[Job]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How exact differences become items; the estimator cuts by players only.
-
-    Attributes:
-        players: of an item.
-        pairs: whether each pair of coalitions is an item of its own.
-    """
-
-    players: int = _PART_PLAYERS
-    pairs: bool = False
-
-
-def rounds(model: str, budget: int, n_prompts: int, top_k: int, cut: Cut) -> Rounds:
+def rounds(model: str, budget: int, n_prompts: int, top_k: int) -> list[Round]:
     """Play a topic with made-up samples.
 
     Args:
@@ -47,7 +27,6 @@ def rounds(model: str, budget: int, n_prompts: int, top_k: int, cut: Cut) -> Rou
         budget: forward rows.
         n_prompts: of the topic.
         top_k: players to separate; among so many here, the budget is spent before.
-        cut: of exact differences.
     """
     prompts = tuple(Prompt("topic", f"{i} is", " so") for i in range(n_prompts))
     game = SyntheticGame.parse(model, TopicPrompts("topic", prompts))
@@ -55,29 +34,29 @@ def rounds(model: str, budget: int, n_prompts: int, top_k: int, cut: Cut) -> Rou
     assert isinstance(estimator, TwoStage)
     samples = _Samples(game)
     estimator.value_full, estimator.value_empty = -1.0, -20.0
-    estimator.prior = samples.gradient(0)
     found = []
     while not estimator.finished:
-        units = range(estimator.unit, estimator.unit + estimator.units_ahead())
-        sizes: dict[Item, tuple[int, int]] = {}
-        for unit in units:
+        items = {}
+        for unit in range(estimator.unit, estimator.unit + estimator.units_ahead()):
             players = estimator._at_work()
-            sizes |= _items(unit, len(players), game.n_players, cut)
-            estimator.take(samples.sample(unit, players))
-        job = Job({item: rows for item, (rows, _) in sizes.items()}, {item: size for item, (_, size) in sizes.items()})
-        found.append(job)
-    return Rounds(3 * estimator.details()["diagonal_rows"], found)
-
-
-def _items(unit: int, n_at_work: int, n_players: int, cut: Cut) -> dict[Item, tuple[int, int]]:
-    """Rows and bytes of a unit's items."""
-    found = {Item(unit, 0): (3 * ROWS_PER_UNIT, 8 * n_players + 8 * N_PAIRS * n_at_work)}
-    pieces = N_PAIRS if cut.pairs else 1
-    for first in range(0, n_at_work, cut.players):
-        size = min(cut.players, n_at_work - first)
-        for _ in range(pieces):
-            found[Item(unit, len(found))] = (ROWS_PER_UNIT // pieces * (size + 1), 8 * N_PAIRS // pieces * size)
+            sizes = list(_parts(estimator.parts(), unit, len(players), game.n_players))
+            assert len(sizes) == estimator.parts()
+            items |= {Item(unit, part): size for part, size in enumerate(sizes)}
+            estimator.take(samples.gradient(0) if unit < 0 else samples.sample(unit, players))
+        rows, size = ({item: both[i] for item, both in items.items()} for i in (0, 1))
+        found.append(Round(rows, size))
     return found
+
+
+def _parts(n_parts: int, unit: int, n_at_work: int, n_players: int) -> Iterator[tuple[int, int]]:
+    """Rows and bytes of a unit's parts."""
+    if unit < 0:
+        yield from [(_GRADIENT_ROWS, 8 * n_players)] * n_parts
+        return
+    yield _GRADIENT_ROWS, 8 * n_players + 8 * N_PAIRS * n_at_work
+    for first in range(0, n_at_work, _PART_PLAYERS):
+        size = min(_PART_PLAYERS, n_at_work - first)
+        yield from [(2 * (size + 1), 8 * size)] * N_PAIRS
 
 
 class _Samples:

@@ -8,6 +8,8 @@ help. ``two-stage`` starts from it.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ from shapley.estimators.base import DifferentiableGame
 from shapley.estimators.coalitions import ROWS_PER_UNIT
 from shapley.estimators.semivalue import Semivalue
 from shapley.keyed import keyed_rng
-from shapley.types import FloatArray, IntArray
+from shapley.types import Float32Array, FloatArray, IntArray
 
 _NODES = 4  # midpoints of quarters of the law of q; on trained models 8 or 16 are hardly better
 
@@ -42,12 +44,19 @@ class Diagonal:
     def __len__(self) -> int:
         return len(self.gates)
 
-    def scores(self, game: DifferentiableGame) -> FloatArray:
-        """``[n_players]`` mean gradient."""
-        total = np.zeros(game.n_players)
-        for start in range(0, len(self), ROWS_PER_UNIT):
-            rows = np.arange(start, min(start + ROWS_PER_UNIT, len(self)))
-            gates = np.repeat(self.gates[rows, None].astype(np.float32), game.n_players, axis=1)
-            _, gradients = game.gradients(gates, prompts=self.prompts[rows], draws=rows)
-            total += gradients.sum(axis=0, dtype=np.float64)
-        return total / len(self)
+    @property
+    def parts(self) -> int:
+        """In how many parts the rows can be computed apart."""
+        return -(-len(self) // ROWS_PER_UNIT)
+
+    def part(self, game: DifferentiableGame, index: int) -> FloatArray:
+        """``[n_players]`` sum of a part's gradients."""
+        rows = np.arange(index * ROWS_PER_UNIT, min((index + 1) * ROWS_PER_UNIT, len(self)))
+        gates = np.repeat(self.gates[rows, None].astype(np.float32), game.n_players, axis=1)
+        _, gradients = game.gradients(gates, prompts=self.prompts[rows], draws=rows)
+        return gradients.sum(axis=0, dtype=np.float64)
+
+    def scores(self, parts: Iterable[FloatArray]) -> Float32Array:
+        """``[n_players]`` mean gradient, from all parts in order."""
+        total: FloatArray = functools.reduce(np.add, parts)
+        return (total / len(self)).astype(np.float32)

@@ -1,7 +1,7 @@
 """Two stages: gradients for all players, exact differences where they matter.
 
 1. *Diagonal.* A few gradients with all players at one gate (``diagonal``): hardly any noise, some bias. Screened scores are
-   shrunk towards it, less and less as their own noise falls.
+   shrunk towards it, less and less as their own noise falls. It is unit -1: everything else is counted from the screen.
 2. *Screen.* Units of 16 coalitions (``coalitions``), one gradient row each. A player's gradient is averaged half over
    coalitions that hold it and half over those that do not: the trapezoid rule for the integral of the derivative over
    its own gate, exact to second order, where a plain mean is exact to first. The rule's weights are noisy, so its
@@ -53,7 +53,9 @@ _LEFT_OVER = (
 _LARGEST_ROUND = 0.25  # of the second stage's rows, or so many rows, whichever is more: a look after each
 _SMALL_ROUND = 1024
 _MOST_AUDIT = 0.25  # of the second stage's rows
-_PART_PLAYERS = 64  # whose exact differences are computed together: enough to fill batches
+# Exact differences that are computed together: enough to fill batches, few enough to share a round among many.
+# A part is one pair of coalitions; on a CPU all eight pairs at once would be a twentieth faster.
+_PART_PLAYERS = 64
 
 Sample = tuple[Float32Array, Float32Array, FloatArray, FloatArray]
 
@@ -96,6 +98,7 @@ class TwoStage(Estimator):
         self._budget = self.n_units * self.rows_per_unit
         most = int(_DIAGONAL_SHARE * self._budget / 3)
         self._diagonal = Diagonal.plan(semivalue, game.n_prompts, most, seed, key)
+        self.unit = -1 if len(self._diagonal) else 0
         self._spent = 3 * len(self._diagonal)  # rows, of the diagonal and of whole units
         self.n_screen = max(1, self.n_units - self._spent // _GRADIENT_ROWS)
         second = self._budget - self._spent - self.n_screen * _GRADIENT_ROWS
@@ -129,30 +132,32 @@ class TwoStage(Estimator):
         next_rows = _unit_rows(len(self._at_work()))
         return self._separated or not len(self.audited) or self._spent + next_rows > self._budget
 
-    def begin(self) -> None:
-        super().begin()
-        if len(self._diagonal) and not len(self.prior):
-            self.prior = self._diagonal.scores(self._differentiable).astype(np.float32)
-
-    def advance(self) -> Sample:
+    def advance(self) -> Sample | Float32Array:
         """The unit's plain gradient ``[n]``, its trapezoid correction ``[n]``, and, for the players at work, marginals
-        and gradients ``[8, m]``, pair by pair."""
+        and gradients ``[8, m]``, pair by pair; before the first, the diagonal's scores ``[n]``."""
+        if self.unit < 0:
+            return self._diagonal.scores(self.part(index)[0] for index in range(self.parts()))
         return self.join([self.part(index) for index in range(self.parts())])
 
     def parts(self) -> int:
-        """One of gradients, and one of exact differences for every 64 players at work."""
-        return 1 + _n_exact_parts(len(self._at_work()))
+        """One of gradients, and eight, one a pair, of exact differences for every 64 players at work."""
+        if self.unit < 0:
+            return self._diagonal.parts
+        return 1 + N_PAIRS * _n_exact_parts(len(self._at_work()))
 
     def part(self, index: int) -> tuple[np.ndarray, ...]:
         """The gradients: plain ``[n]``, correction ``[n]`` and those at work ``[8, m]``; or the exact differences of some
-        players, ``[8, up to 64]``."""
+        players at one pair, ``[1, up to 64]``."""
+        if self.unit < 0:
+            return (self._diagonal.part(self._differentiable, index),)
         coalitions, fractions = antithetic_coalitions(self.game.n_players, self.semivalue, self.seed, self.unit)
         prompts = np.repeat(prompts_of(self.unit, self.game.n_prompts, self.seed, self.key), 2)
         draws = np.repeat(pairs_of(self.unit), 2)
         players = self._at_work()
         if index:
-            some = players[(index - 1) * _PART_PLAYERS : index * _PART_PLAYERS]
-            return (_by_pair(marginals(self.game, coalitions, some, prompts, draws)),)
+            block, pair = divmod(index - 1, N_PAIRS)
+            some, rows = players[block * _PART_PLAYERS : (block + 1) * _PART_PLAYERS], slice(2 * pair, 2 * pair + 2)
+            return (_by_pair(marginals(self.game, coalitions[rows], some, prompts[rows], draws[rows])),)
         _, gradients = self._differentiable.gradients(coalitions, prompts=prompts, draws=draws)
         plain = gradients.mean(axis=0, dtype=np.float64).astype(np.float32)
         correction = np.zeros(len(plain), dtype=np.float32)
@@ -162,13 +167,16 @@ class TwoStage(Estimator):
             correction += weights[inside.view(np.uint8)] * row
         return plain, correction, _by_pair(gradients[:, players].astype(float))
 
-    def join(self, parts: Sequence[tuple[np.ndarray, ...]]) -> Sample:
+    def join(self, parts: Sequence[tuple[np.ndarray, ...]]) -> Sample | Float32Array:
+        if self.unit < 0:
+            return self._diagonal.scores(part[0] for part in parts)
         (plain, correction, gradients), *exact = parts
-        differences = [part[0] for part in exact] or [np.empty((N_PAIRS, 0))]
+        blocks = [[part[0] for part in exact[i : i + N_PAIRS]] for i in range(0, len(exact), N_PAIRS)]
+        differences = [np.concatenate(block) for block in blocks] or [np.empty((N_PAIRS, 0))]
         return plain, correction, np.concatenate(differences, axis=1), gradients
 
     def units_ahead(self) -> int:
-        """To the end of the screen, then the audit, then to the end of the round."""
+        """To the end of the screen, the diagonal with it, then the audit, then to the end of the round."""
         return (self.n_screen if self.unit < self.n_screen else self._next_look) - self.unit
 
     def shared(self) -> dict[str, np.ndarray]:
@@ -178,7 +186,10 @@ class TwoStage(Estimator):
         super().adopt(unit, ends, shared)
         self.active = shared["active"]
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: Sample | Float32Array) -> None:
+        if isinstance(sample, np.ndarray):
+            self.prior = sample
+            return
         plain, correction, exact, gradients = sample
         players = self._at_work()
         corrected = plain + self._trust() * correction
@@ -362,5 +373,5 @@ def _n_exact_parts(n_players: int) -> int:
 
 
 def _by_pair(rows: FloatArray) -> FloatArray:
-    """``[16, m]`` -> ``[8, m]`` means of antithetic pairs, in one order in memory: sums over it depend on that."""
-    return np.ascontiguousarray(rows.reshape(N_PAIRS, 2, -1).mean(axis=1))
+    """``[2 p, m]`` -> ``[p, m]`` means of antithetic pairs, in one order in memory: sums over it depend on that."""
+    return np.ascontiguousarray(rows.reshape(len(rows) // 2, 2, -1).mean(axis=1))

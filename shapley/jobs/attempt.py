@@ -57,11 +57,11 @@ class Attempt:
     """Says what it does in a file of its own, every few seconds, from a thread; as a context manager."""
 
     def __init__(self, folder: Path, shard: int, of: int) -> None:
-        name = f"{shard:05d}-{uuid.uuid4().hex[:12]}"
         job = os.environ.get("SLURM_ARRAY_JOB_ID")
+        name = f"{shard:05d}-{job or 0}-{uuid.uuid4().hex[:12]}"
         task = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if job else os.environ.get("SLURM_JOB_ID", "")
         self.report = Report(shard, of, name, platform.node(), os.getpid(), task)
-        self._path = folder / f"{name}.json"
+        self._folder, self._path = folder, folder / f"{name}.json"
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -97,6 +97,11 @@ class Attempt:
         """Count forward rows; they are said with the next beat."""
         with self._lock:
             self.report = replace(self.report, rows=self.report.rows + rows)
+
+    def started(self) -> set[int]:
+        """Shards of the same array, or of none as this, that were ever started."""
+        array = self.name.rsplit("-", 1)[0].split("-")[-1]
+        return {int(path.name[:5]) for path in self._folder.glob(f"?????-{array}-*.json")}
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):

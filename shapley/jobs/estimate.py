@@ -112,8 +112,12 @@ class TopicStream:
         found: Mapping[str, Any] = self._topic.facts["model"]
         return found
 
+    @property
+    def round(self) -> int:
+        return self._topic.rounds()[-1]
+
     def present(self) -> Present:
-        return _present(self._topic, self._topic.rounds()[-1])
+        return _present(self._topic, self.round)
 
     def compute(self, number: int, opened: GameMaker) -> Compute:
         game = opened(self._topic.topic)
@@ -138,7 +142,7 @@ class TopicStream:
         return Figures(self._topic.rounds()[-1], rows, attrs["wall_seconds"], rows, (score, stderr, count))
 
     def title(self, item: Item) -> str:
-        return f"unit {item.unit} part {item.part}"
+        return f"unit {item.unit} part {item.part}" if item.unit >= 0 else f"part {item.part} before unit 0"
 
 
 class TopicLedger:
@@ -164,7 +168,8 @@ class TopicLedger:
 
     def take(self, samples: Iterator[tuple[Item, Sample]]) -> None:
         """Unit by unit, one unit's sample in memory at a time."""
-        unit, parts = -1, list[Sample]()
+        parts: list[Sample] = []
+        unit = self._estimator.unit
         for item, sample in samples:
             if item.unit != unit:
                 self._add(parts)

@@ -194,14 +194,14 @@ def queue(job_ids: Sequence[str]) -> dict[str, QueueEntry]:
     return entries
 
 
-def cancel(job_ids: Sequence[str]) -> None:
-    """End these jobs or tasks; those that have ended are passed over.
+def cancel(job_ids: Sequence[str], *, only_waiting: bool = False) -> None:
+    """End these jobs or tasks; those that have ended are passed over, and those that run, if that is asked for.
 
     Raises:
         ShapleyError: there is no Slurm, or it refuses.
     """
     for ids in _chunks(job_ids):
-        for line in _call(["scancel", *ids]).stderr.splitlines():
+        for line in _call(["scancel", *(["--state=PENDING"] if only_waiting else []), *ids]).stderr.splitlines():
             if not re.search("invalid job id|already complet", line, re.IGNORECASE):
                 raise ShapleyError(f"scancel: {_last(line)}")
 

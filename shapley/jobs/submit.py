@@ -126,11 +126,13 @@ def cancel(run: RunFolder) -> list[str]:
 
 
 def end_chain(run: RunFolder) -> None:
-    """Cancel the links that a finished run has left; called from the merge that finishes it."""
+    """Cancel the links that a finished run has left, and what of this one still waits; called by whoever finishes it."""
     if not slurm.in_slurm():
         return
+    own = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
     with suppress(ShapleyError):
-        slurm.cancel([job for job in jobs_of(run) if job != os.environ["SLURM_JOB_ID"]])
+        slurm.cancel([job for job in jobs_of(run) if job != own])
+        slurm.cancel([own], only_waiting=True)
 
 
 def jobs_of(run: RunFolder) -> list[str]:

@@ -157,6 +157,7 @@ class SweepStream:
     """See ``shapley.jobs.stream.Stream``. An item's unit is its arm, its part the level."""
 
     name = "sweep"
+    round = 0
 
     def __init__(self, run: RunFolder) -> None:
         self.run, self.path = run, run.path / "sweep"

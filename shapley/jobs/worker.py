@@ -1,4 +1,5 @@
-"""A worker: computes its shard of every stream's present round, then helps where nobody works; saves as it goes.
+"""A worker: computes its shard of every stream's present round, then helps where nobody works; saves as it goes; and goes on
+with the next round.
 
 1. The rounds' items are listed in order, all streams in a row; a shard is an even slice of the list. What is in a segment is
    done, whoever did it.
@@ -10,6 +11,10 @@
    then the last ones of those that have most left, who come to them last. So workers can be added or taken away at any time.
    Two who take up the same item do the same work twice, and it counts once. To help, one has to look at all segments: of
    many workers, about 64 do.
+5. When a round is complete, one of the helpers merges it, and all go on with the next without being started again. Nothing
+   depends on that: whoever has waited for longer than a new start would take ends, and the merge that waits for all workers
+   to end does what was not done. Where not all shards have started, as on a cluster with fewer GPUs than shards, nobody
+   waits, as others wait for the place.
 """
 
 from __future__ import annotations
@@ -17,14 +22,17 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shapley.errors import ShapleyError
+from shapley.files import digest, write_error
+from shapley.jobs.advance import merge
 from shapley.jobs.attempt import BEAT_SECONDS, SILENT_SECONDS, Attempt, Watch
 from shapley.jobs.folder import RunFolder
 from shapley.jobs.kinds import job_of
@@ -37,6 +45,10 @@ _SHARE = 0.01  # of the time, for saving
 _SHORTEST, _LONGEST = 2.0, 600.0  # seconds between segments
 _HELPERS = 64  # of a larger number of workers, so many help when they are done
 _SCAN_SECONDS = 10.0
+_PATIENCE = 180.0  # seconds without work: what it takes to queue, start, and load a model
+_MERGE_PATIENCE = 900.0  # while somebody merges
+_SHORTEST_PAUSE = 0.1
+_LOOKS_A_SECOND = 500.0  # of all who wait, at most
 
 
 class Stopped(BaseException):
@@ -69,7 +81,7 @@ def work(run: RunFolder, shard: int, of: int, device: str = "auto") -> str:
         device: for the model.
 
     Returns:
-        ``done`` when there is nothing left that nobody works at, or ``stopped``.
+        ``done`` when the run is finished, or there is nothing left that nobody works at; or ``stopped``.
 
     Raises:
         ShapleyError: other code than was submitted, another model than was prepared, a run that was not prepared, or a
@@ -100,8 +112,17 @@ class Worker:
         self._pending: dict[tuple[int, str], dict[Item, Sample]] = {}  # by bench and ending of the segment's name
         self._saved = time.monotonic()
         self._interval = _SHORTEST
+        self._opened: Any = None
 
     def run(self) -> None:
+        """Round after round."""
+        while True:
+            complete = self._round()
+            if complete is False or not self._next_begins(bool(complete)):
+                return
+
+    def _round(self) -> bool | None:
+        """What there is to do in the present round; returns whether it is complete, or nothing if others have to see to it."""
         benches = self._benches()
         tasks = [Task(i, item) for i, bench in enumerate(benches) for item in bench.items]
         try:
@@ -114,31 +135,27 @@ class Worker:
                     self._do(benches, task)
             self._save(benches)
             order = keyed_rng("help", self._attempt.name)
-            if order.random() * self._own[1] < _HELPERS:
-                self._help(benches, tasks, order)
+            return self._help(benches, tasks, order) if order.random() * self._own[1] < _HELPERS else None
         except Stopped:
             self._save(benches)
             raise
 
     def _benches(self) -> list[Bench]:
         job = job_of(self._run)
-        opened: Any = None
         benches = []
         streams = [stream for stream in job.streams if not stream.finished]
         for stream in streams:
             if not stream.prepared:
                 raise ShapleyError(f"{stream.name!r} of {self._run.path} was not prepared: see 'shapley status'")
-        at_work = [stream.present() for stream in streams]
-        self._attempt.say(
-            rounds=" ".join(f"{stream.name}:{present.number}" for stream, present in zip(streams, at_work, strict=True))
-        )
-        for stream, present in zip(streams, at_work, strict=True):
+        self._attempt.say(rounds=_rounds(streams))
+        for stream in streams:
+            present = stream.present()
             present.shelf.scan()
             compute: Compute = _nothing_to_do
             if present.shelf.missing(present.items):
-                if opened is None:  # the model is loaded only where there is something to do
-                    opened = self._open(job, stream)
-                compute = stream.compute(present.number, opened)
+                if self._opened is None:  # the model is loaded only where there is something to do
+                    self._opened = self._open(job, stream)
+                compute = stream.compute(present.number, self._opened)
             # With the complete ones too: whenever a worker starts, its list and so its slice must be those of all others.
             benches.append(Bench(present.shelf, present.items, compute))
         return benches
@@ -175,10 +192,11 @@ class Worker:
         self._saved = time.monotonic()
         self._signals.check()
 
-    def _help(self, benches: list[Bench], tasks: list[Task], order: np.random.Generator) -> None:
+    def _help(self, benches: list[Bench], tasks: list[Task], order: np.random.Generator) -> bool:
         """Until everything is done, or all that is left has been in the hands of the living for a while."""
-        watch, idle = Watch(self._run.workers, self._attempt.report.rounds), 0.0
-        while idle <= SILENT_SECONDS:
+        watch, pause = Watch(self._run.workers, self._attempt.report.rounds), self._pause()
+        patience = _PATIENCE if self._all_started() else SILENT_SECONDS
+        while pause.seconds <= patience:
             for bench in benches:
                 bench.shelf.scan()
             mine = {Task(index, item) for (index, _), samples in self._pending.items() for item in samples}
@@ -187,14 +205,40 @@ class Worker:
             task, owner = _choose(tasks, left, watch.alive() - {self._own}, order)
             if task:
                 self._do(benches, task, _done_for(owner))
-                idle = 0.0
+                pause = self._pause()
                 continue
             self._save(benches)
             if not left:
-                return
-            with self._signals.at_once():
-                time.sleep(BEAT_SECONDS)
-            idle += BEAT_SECONDS
+                # It would be merged by the few, and the next round be done by the few.
+                return 2 * len(watch.alive() | {self._own}) >= self._own[1]
+            pause.wait()
+        return False
+
+    def _next_begins(self, complete: bool) -> bool:
+        """Wait for the next round, if that may be worth it; merge the present one if it is complete and nobody does yet."""
+        if not self._all_started():
+            return False
+        before, pause = self._attempt.report.rounds, self._pause()
+        claim = self._run.workers / f"{digest(before.encode())}.merging"
+        while pause.seconds <= (_MERGE_PATIENCE if claim.exists() else _PATIENCE):
+            if complete and _claimed(claim):
+                try:
+                    if merge(self._run).missing:
+                        return True  # what is damaged is done again
+                finally:
+                    claim.unlink(missing_ok=True)
+            now = _rounds([stream for stream in job_of(self._run).streams if not stream.finished])
+            if now != before:
+                return bool(now)
+            pause.wait()
+        return False
+
+    def _all_started(self) -> bool:
+        """Whether every shard of this array has been started once."""
+        return len(self._attempt.started()) >= self._own[1]
+
+    def _pause(self) -> _Pause:
+        return _Pause(self._signals, self._own[1] / _LOOKS_A_SECOND)
 
 
 def _choose(
@@ -221,6 +265,39 @@ def _nothing_to_do(item: Item) -> tuple[tuple[np.ndarray, ...], int]:
 def _done_for(shard: tuple[int, int]) -> str:
     """How the names of segments end that were made for another shard: it needs to read no others."""
     return f"-for-{shard[0]}-of-{shard[1]}"
+
+
+def _rounds(streams: Sequence[Stream]) -> str:
+    """The present rounds in one line; nothing when there are none."""
+    return " ".join(f"{stream.name}:{stream.round}" for stream in streams)
+
+
+def _claimed(path: Path) -> bool:
+    """Make an empty file; returns whether it was this process that made it. Holds on network file systems, too."""
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise write_error(path, error) from error
+    return True
+
+
+class _Pause:
+    """Waits, longer and longer, up to a beat.
+
+    Attributes:
+        seconds: since the first.
+    """
+
+    def __init__(self, signals: _Signals, shortest: float) -> None:
+        self._signals, self._shortest, self._start = signals, max(shortest, _SHORTEST_PAUSE), time.monotonic()
+        self.seconds = 0.0
+
+    def wait(self) -> None:
+        with self._signals.at_once():
+            time.sleep(min(max(self.seconds / 4, self._shortest), BEAT_SECONDS))
+        self.seconds = time.monotonic() - self._start
 
 
 class _Signals:

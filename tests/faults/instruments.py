@@ -22,6 +22,7 @@ class Instruments:
     interval, beat: seconds between segments, at least, and between beats: so that a run of a second has as much going on
         as one of hours.
     share: of the time, for saving.
+    goes_on: workers go on with the next round; if not, as where not all shards have a place at once, each round is a link.
     """
 
     items: Path
@@ -29,6 +30,7 @@ class Instruments:
     interval: float = 0.03
     beat: float = 0.1
     share: float = 0.3
+    goes_on: bool = True
 
     def apply(self) -> None:
         """Change this process."""
@@ -42,9 +44,14 @@ class Instruments:
             (worker, "_SCAN_SECONDS", self.beat),
             (worker, "_SHORTEST", self.interval),
             (worker, "_SHARE", self.share),
+            (worker, "_PATIENCE", 10 * self.beat),
+            (worker, "_MERGE_PATIENCE", 50 * self.beat),
+            (worker, "_SHORTEST_PAUSE", self.beat / 10),
         ):
             assert hasattr(module, name), f"{module.__name__} has no {name} any more"
             setattr(module, name, value)
+        if not self.goes_on:
+            attempt.Attempt.started = lambda self: set()  # type: ignore[method-assign]
         self._list_items(worker.Worker)
         if self.dies_at:
             self._die()
@@ -53,7 +60,7 @@ class Instruments:
         descriptor = os.open(self.items, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         do = workers._do
 
-        def listed(worker: Any, benches: Any, task: Any) -> None:
+        def listed(worker: Any, benches: Any, task: Any, *more: Any) -> None:
             compute = benches[task.bench].compute
 
             def computed(item: Any) -> Any:
@@ -64,7 +71,7 @@ class Instruments:
 
             benches[task.bench].compute = computed
             try:
-                do(worker, benches, task)
+                do(worker, benches, task, *more)
             finally:
                 benches[task.bench].compute = compute
 

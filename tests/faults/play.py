@@ -40,6 +40,7 @@ class Play:
     """Attributes:
     folder: for this run alone: ``run``, and logs of its processes beside it.
     hits: how often something was really disturbed.
+    goes_on: whether workers go on from round to round by themselves.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Play:
     place: Path | None = None  # of the run, if not in ``folder``
     hits: int = 0
     links: int = 0
+    goes_on: bool = False
     pace: Pace = field(default_factory=Pace)
     instruments: ClassVar[type[Instruments]] = Instruments
     _numbers: Any = field(default_factory=count, repr=False)
@@ -78,7 +80,7 @@ class Play:
             log,
             mode="exec" if prefix else self.mode,
             code=run.code,
-            instruments=self.instruments(self.items, dies_at),
+            instruments=self.instruments(self.items, dies_at, goes_on=self.goes_on),
             prefix=prefix,
         )
         self._children.append(child)

@@ -50,7 +50,8 @@ def trial(
     case = case or str(rng.choice(disturbance.cases))
     pace = Pace() if mode == "fork" else Pace().slower(SLOW_START)
     shutil.rmtree(folder, ignore_errors=True)  # of one that failed, kept to be looked at
-    play = Play(folder, CASES[case], rng, mode, int(rng.integers(2, 5)), pace=pace)
+    shards, goes_on = int(rng.integers(2, 5)), bool(rng.random() < 0.5)
+    play = Play(folder, CASES[case], rng, mode, shards, goes_on=goes_on, pace=pace)
     start, error, wrong = time.monotonic(), "", dict[str, int]()
     try:
         wrong = drive(play, disturbance)
