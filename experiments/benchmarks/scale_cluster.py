@@ -1,8 +1,9 @@
 """A cluster in virtual time: the real ``shapley.jobs.worker.Worker``, a thousand times, on segments that are only remembered.
 
-What is real: how a round is cut into shards, when a worker saves, whom it helps and when it goes. What is not: the model
-(an item takes its rows over a rate), the disk (a write takes a latency and its bytes over a bandwidth), and Slurm (a task
-starts after a delay; a preempted one waits in the queue and starts again).
+What is real: how a round is cut into shards, when a worker saves, whom it helps, who merges and who waits for it, and when it
+goes. What is not: the model (an item takes its rows over a rate), the disk (a write takes a latency and its bytes over a
+bandwidth), the merge (it takes what ``scale_merge.py`` measured), and Slurm (a task starts after a delay; a preempted one
+waits in the queue and starts again).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Cluster:
         preempted: an hour and shard. ``warned``: whether SIGTERM comes before the end.
         requeue: shortest and longest time in the queue after it.
         latency, bandwidth: of a write, in bytes a second.
-        dropped: whether tasks in the queue are cancelled when nothing is left to do (nobody does that).
+        merge_item, merge_topic: of a merge, for each item of gradients and for each topic.
     """
 
     shards: int = 1000
@@ -56,7 +57,8 @@ class Cluster:
     requeue: tuple[float, float] = (60.0, 120.0)
     latency: float = 0.02
     bandwidth: float = 200e6
-    dropped: bool = False
+    merge_item: float = 0.0029
+    merge_topic: float = 0.12
     seed: int = 0
 
 
@@ -77,11 +79,16 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class Job:
-    """The items of one topic in a round, with rows and bytes of each."""
+class Round:
+    """The items of one topic, with rows and bytes of each."""
 
     rows: Mapping[Item, int]
     bytes: Mapping[Item, int]
+
+    def merging(self, cluster: Cluster) -> float:
+        """Seconds, for a topic."""
+        n_gradients = sum(item.part == 0 or item.unit < 0 for item in self.rows)
+        return cluster.merge_topic + n_gradients * cluster.merge_item
 
 
 @dataclass
@@ -89,36 +96,58 @@ class _Life:
     """An attempt, as others see it."""
 
     shard: tuple[int, int]
+    report: Any
     start: float
     end: float = math.inf
     killed: bool = False
 
 
+class _State:
+    """What is there of a round: by topic, when each item was first saved and when each segment came; and by the ending of
+    their names, how many segments."""
+
+    def __init__(self, number: int, items: list[Item], n_topics: int) -> None:
+        self.number, self.items = number, items
+        self.done: list[dict[Item, float]] = [{} for _ in range(n_topics)]
+        self.segments: list[list[float]] = [[] for _ in range(n_topics)]
+        self.helped: Counter[str] = Counter()
+
+    @property
+    def left(self) -> int:
+        return sum(len(self.items) - len(done) for done in self.done)
+
+
 class Link:
-    """One array: all shards work at the jobs of a round until nobody has anything to do.
+    """One array: all shards work, round after round, until all have left.
 
     Args:
-        cluster, jobs: what works, and at what.
+        cluster, rounds, n_topics: what works, and at what; all topics have the same rounds.
         seed: of its accidents.
         before: the array before, where that left something undone.
     """
 
-    def __init__(self, cluster: Cluster, jobs: Sequence[Job], seed: int, before: Link | None = None) -> None:
+    def __init__(
+        self, cluster: Cluster, rounds: Sequence[Round], n_topics: int, seed: int, before: Link | None = None
+    ) -> None:
         self.ledger = Ledger()
-        self._cluster, self._jobs = cluster, jobs
-        self._items = [list(job.rows) for job in jobs]
+        self.n_topics = n_topics
+        self._cluster, self._rounds = cluster, rounds
         self._clock = Clock()
         self._rng = np.random.default_rng([cluster.seed, seed])
         self._speed = 1 + cluster.spread * self._rng.uniform(-1, 1, cluster.shards)
-        self._done: list[dict[Item, float]] = [
-            dict.fromkeys(before._done[i], 0.0) if before else {} for i in range(len(jobs))
-        ]
-        self._segments: list[list[float]] = [[] for _ in jobs]
-        self._helped: Counter[str] = Counter()  # segments by the ending of their names
+        self._state = before._state if before else self._begin(0)
+        for done in self._state.done:
+            done.update(dict.fromkeys(done, 0.0))
+        self._claimed = False
+        self._started: set[int] = set()
         self._lives: dict[str, _Life] = {}
         self._ends: dict[int, float] = {}
         self._last = 0.0  # of them
         self._at_work = threading.local()  # whose thread it is
+
+    def _begin(self, number: int) -> _State:
+        items = list(self._rounds[number].rows) if number < len(self._rounds) else []
+        return _State(number, items, self.n_topics)
 
     def run(self) -> float:
         """Returns seconds from the first start to the last end."""
@@ -132,9 +161,23 @@ class Link:
         return self._last
 
     @property
+    def finished(self) -> bool:
+        return self._state.number == len(self._rounds)
+
+    @property
     def left(self) -> int:
-        """Items that nobody did."""
-        return sum(len(job.rows) - len(done) for done, job in zip(self._done, self._jobs, strict=True))
+        """Items of the present round that nobody did."""
+        return self._state.left
+
+    @property
+    def merging(self) -> float:
+        """Seconds that the merge of the present round takes."""
+        return self.n_topics * self._rounds[self._state.number].merging(self._cluster)
+
+    def merge(self) -> None:
+        """What the merge after the array does."""
+        if not self.finished and not self._state.left:
+            self._state = self._begin(self._state.number + 1)
 
     def _start(self, shard: int, attempt: int, at: float) -> None:
         rate = self._cluster.preempted / 3600
@@ -144,12 +187,12 @@ class Link:
 
     def _attempt(self, shard: int, attempt: int, process: Process) -> None:
         """From the start of a task to its end, or to its end before its time and the next one's start."""
-        if attempt and self._cluster.dropped and not self.left:
-            self._ends[shard] = self._last
+        if self.finished:  # what still waits is cancelled
             return
+        self._started.add(shard)
         name = f"{shard:05d}-{attempt:012x}"
         own = self._at_work.own = _Own(self, name, shard, process)
-        life = self._lives[name] = _Life((shard, self._cluster.shards), self._clock.now)
+        life = self._lives[name] = _Life((shard, self._cluster.shards), own.report, self._clock.now)
         try:
             try:
                 own.spend("start-up", self._cluster.start)
@@ -178,13 +221,22 @@ class _Own:
         self.link, self.process = link, process
         self.unsaved = 0.0  # seconds of work in no segment
         self.speed = float(link._speed[shard])
-        report = SimpleNamespace(shard=shard, of=link._cluster.shards, rounds="")
+        self.report = SimpleNamespace(shard=shard, of=link._cluster.shards, rounds="")
         self.signals = worker._Signals()
         run = SimpleNamespace(workers=self, record={})
-        attempt: Any = SimpleNamespace(report=report, name=name, add_rows=lambda rows: None, say=lambda rounds: None)
+        attempt: Any = SimpleNamespace(
+            report=self.report, name=name, add_rows=lambda rows: None, say=self._say, started=lambda: link._started
+        )
         process.dying = self._end
-        self.streams = [_Stream(self, i) for i in range(len(link._jobs))]
+        self.killed = False
+        self.streams = [_Stream(self, i) for i in range(link.n_topics)]
         self.worker = worker.Worker(run, attempt, "", self.signals)  # type: ignore[arg-type]
+
+    def _say(self, rounds: str) -> None:
+        self.report.rounds = rounds
+
+    def __truediv__(self, name: str) -> _Claim:
+        return _Claim(self)
 
     def open(self, device: str) -> tuple[dict[str, str], _Own]:
         self.spend("start-up", self.link._cluster.load)
@@ -198,73 +250,113 @@ class _Own:
         finally:
             self.link.ledger.seconds[what] += self.link._clock.now - start
 
-    def compute(self, stream: int, item: Item) -> tuple[tuple[Any, ...], int]:
-        rows, start = self.link._jobs[stream].rows[item], self.link._clock.now
+    def compute(self, number: int, item: Item) -> tuple[tuple[Any, ...], int]:
+        rows, start = self.link._rounds[number].rows[item], self.link._clock.now
         try:
             self.link._clock.sleep(rows / self.link._cluster.rate / self.speed)
         finally:
             self.unsaved += self.link._clock.now - start
         return (), rows
 
-    def save(self, stream: int, items: Sequence[Item], ending: str) -> None:
+    def save(self, shelf: _Shelf, items: Sequence[Item], ending: str) -> None:
         """A segment: its time, its bytes; done, or done again."""
-        link, cluster = self.link, self.link._cluster
-        size = sum(link._jobs[stream].bytes[item] for item in items)
+        link, cluster, state, stream = self.link, self.link._cluster, shelf._state, shelf._index
+        at_work = link._rounds[state.number]
+        size = sum(at_work.bytes[item] for item in items)
         self.spend("saving", cluster.latency + size / cluster.bandwidth)
         link.ledger.files += Counter(_SEGMENT)
         link.ledger.bytes += size
-        link._segments[stream].append(link._clock.now)
-        link._helped[ending] += 1
-        again = [item for item in items if item in link._done[stream]]
-        rows = link._jobs[stream].rows
+        state.segments[stream].append(link._clock.now)
+        state.helped[ending] += 1
+        again = [item for item in items if item in state.done[stream]]
+        rows = at_work.rows
         double = sum(rows[item] for item in again) / cluster.rate / self.speed
         useful = sum(rows[item] for item in items) / cluster.rate / self.speed - double
         link.ledger.seconds["useful"] += useful
         link.ledger.seconds["done twice"] += double
         self.unsaved -= useful + double
         for item in items:
-            link._done[stream].setdefault(item, link._clock.now)
+            state.done[stream].setdefault(item, link._clock.now)
+
+    def merge(self) -> Any:
+        """The present round, all topics."""
+        link = self.link
+        self.spend("merging", link.merging)
+        link.merge()
+        return SimpleNamespace(missing={})
 
     def _end(self) -> None:
         if not self.link._cluster.warned:
+            self.killed = True
             raise Killed
         self.signals.ring(15, None)
 
 
-class _Stream:
-    """Stands in for a ``Stream``, its ``Present`` and its ``Shelf``, for one worker."""
+class _Claim:
+    """Stands in for the file that says that somebody merges."""
 
-    finished, prepared = False, True
-    number = 0
+    def __init__(self, own: _Own) -> None:
+        self._own = own
+
+    def exists(self) -> bool:
+        return self._own.link._claimed
+
+    def take(self) -> bool:
+        taken, self._own.link._claimed = not self._own.link._claimed, True
+        return taken
+
+    def unlink(self, missing_ok: bool) -> None:
+        self._own.link._claimed = self._own.killed  # the dead leave it
+
+
+class _Stream:
+    """Stands in for a ``Stream``, for one worker."""
+
+    prepared = True
 
     def __init__(self, own: _Own, index: int) -> None:
         self._own, self._index = own, index
-        self._scanned, self._known, self._known_helped = -1.0, 0, 0
         self.model = {"fingerprint": "", "name": ""}
-        self.name, self.folder = str(index), Path(str(index))
-        self.items = own.link._items[index]
-        self.shelf = self.places = self
-        self.settings = own  # what write_segment is given
+        self.name = str(index)
 
-    def present(self) -> _Stream:
-        return self
+    @property
+    def finished(self) -> bool:
+        return self._own.link.finished
+
+    @property
+    def round(self) -> int:
+        return self._own.link._state.number
+
+    def present(self) -> _Shelf:
+        return _Shelf(self._own, self._index)
 
     def compute(self, number: int, opened: None) -> Any:
-        return functools.partial(self._own.compute, self._index)
+        return functools.partial(self._own.compute, number)
+
+
+class _Shelf:
+    """Stands in for a ``Present`` and its ``Shelf``, for one worker."""
+
+    def __init__(self, own: _Own, index: int) -> None:
+        self._own, self._index, self._state = own, index, own.link._state
+        self._scanned, self._known, self._known_helped = -1.0, 0, 0
+        self.folder, self.items, self.number = Path(str(index)), self._state.items, self._state.number
+        self.shelf = self.places = self
+        self.settings = self  # what write_segment is given
 
     def scan(self, ending: str = "") -> None:
         link = self._own.link
         self._scanned = link._clock.now
         if ending:
-            new = link._helped[ending] - self._known_helped
+            new = self._state.helped[ending] - self._known_helped
             self._known_helped += new
         else:
-            new = len(link._segments[self._index]) - self._known
+            new = len(self._state.segments[self._index]) - self._known
             self._known += new
         link.ledger.files += Counter({"list": 1, "read": new})
 
     def __contains__(self, item: object) -> bool:
-        return self._own.link._done[self._index].get(item, math.inf) <= self._scanned  # type: ignore[call-overload]
+        return self._state.done[self._index].get(item, math.inf) <= self._scanned  # type: ignore[call-overload]
 
     def missing(self, items: Sequence[Item]) -> list[Item]:
         return [item for item in items if item not in self]
@@ -274,7 +366,7 @@ class _Watch:
     """Stands in for ``Watch``, by its rule: alive is who was seen to beat a short while ago."""
 
     def __init__(self, own: _Own, rounds: str) -> None:
-        self._link = own.link
+        self._link, self._rounds = own.link, rounds
         self._first = own.link._clock.now
 
     def look(self) -> None:
@@ -287,6 +379,7 @@ class _Watch:
         return {
             life.shard
             for life in self._link._lives.values()
+            if life.report.rounds in ("", self._rounds)
             if life.end == math.inf or (life.killed and life.end > min(since, now - SILENT_SECONDS))
         }
 
@@ -295,17 +388,24 @@ class _Watch:
 def _patched(link: Link) -> Iterator[None]:
     """The worker's module with virtual time and remembered segments."""
 
-    def write(path: Path, own: _Own, samples: Mapping[Item, Any]) -> None:
-        ending = path.stem[len("00000-000000000000-00000") :]
-        own.save(int(path.parent.name), list(samples), ending)
+    def write(path: Path, shelf: _Shelf, samples: Mapping[Item, Any]) -> None:
+        ending = path.stem[len("00000-000000000000-00000") :]  # after the attempt's name and a number
+        shelf._own.save(shelf, list(samples), ending)
 
     def wait(seconds: float) -> None:
-        link._at_work.own.spend("ready to help", seconds)
+        link._at_work.own.spend("while one merges" if link._claimed else "ready to help", seconds)
+
+    def job(run: Any) -> _Own:
+        own: _Own = run.workers
+        link.ledger.files["list"] += link.n_topics
+        return own
 
     fakes = {
         "time": SimpleNamespace(monotonic=link._clock.monotonic, sleep=wait),
         "write_segment": write,
-        "job_of": lambda run: run.workers,
+        "job_of": job,
+        "merge": lambda run: run.workers.merge(),
+        "_claimed": _Claim.take,
         "Watch": _Watch,
         "Task": functools.cache(worker.Task),  # one of each for all workers, to spare memory
     }

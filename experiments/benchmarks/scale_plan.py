@@ -36,7 +36,7 @@ def rounds(model: str, budget: int, n_prompts: int, top_k: int) -> list[Round]:
     estimator.value_full, estimator.value_empty = -1.0, -20.0
     found = []
     while not estimator.finished:
-        items = {}
+        items: dict[Item, tuple[int, int]] = {}
         for unit in range(estimator.unit, estimator.unit + estimator.units_ahead()):
             players = estimator._at_work()
             sizes = list(_parts(estimator.parts(), unit, len(players), game.n_players))

@@ -209,8 +209,7 @@ class Worker:
                 continue
             self._save(benches)
             if not left:
-                # It would be merged by the few, and the next round be done by the few.
-                return 2 * len(watch.alive() | {self._own}) >= self._own[1]
+                return True
             pause.wait()
         return False
 
@@ -219,17 +218,23 @@ class Worker:
         if not self._all_started():
             return False
         before, pause = self._attempt.report.rounds, self._pause()
+        watch = Watch(self._run.workers, before)
         claim = self._run.workers / f"{digest(before.encode())}.merging"
         while pause.seconds <= (_MERGE_PATIENCE if claim.exists() else _PATIENCE):
+            if complete:
+                watch.look()
+            now = _rounds([stream for stream in job_of(self._run).streams if not stream.finished])
+            if now != before:
+                return bool(now)
+            if complete and 2 * len(watch.alive()) < self._own[1]:
+                return False  # the few would go on alone, and the many could not start again before they end
             if complete and _claimed(claim):
                 try:
                     if merge(self._run).missing:
                         return True  # what is damaged is done again
                 finally:
                     claim.unlink(missing_ok=True)
-            now = _rounds([stream for stream in job_of(self._run).streams if not stream.finished])
-            if now != before:
-                return bool(now)
+                continue
             pause.wait()
         return False
 
