@@ -44,7 +44,7 @@ def prompts(tmp_path):
 
 def tasks(run, name):
     """Those of the run's queue whose step is ``name``, by state."""
-    ids = [job["id"] for job in json.loads((run / "jobs.json").read_text()) if job["step"] == name]
+    ids = [job["id"] for job in json.loads((run / "jobs.json").read_text())["jobs"] if job["step"] == name]
     return slurm.queue(ids)
 
 

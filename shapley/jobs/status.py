@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class RunStatus:
     Attributes:
         running, done, stopped, failed, lost: attempts by what became of them. ``lost`` say that they work, and are in no
             queue and no process list; ``failed`` are those whose shard nobody took up again.
-        queued: Slurm tasks that have not started.
+        queued: Slurm tasks that have not started, by Slurm's reason.
         rate: forward rows a second of those that run.
         left: seconds to the end at this rate, if all planned rows are needed; NaN without a rate.
     """
@@ -66,7 +67,7 @@ class RunStatus:
     stopped: list[Report]
     failed: list[Report]
     lost: list[Report]
-    queued: int
+    queued: dict[str, int]
     rate: float
     left: float
 
@@ -95,7 +96,7 @@ def status(run: RunFolder, n_top: int = 5) -> RunStatus:
         by_state["stopped"],
         [report for report in by_state["failed"] if (report.shard, report.of) not in again],
         [report for report in by_state["working"] if report not in running],
-        sum(entry.state == "PENDING" for entry in queue.values()),
+        dict(Counter(entry.reason for entry in queue.values() if entry.state == "PENDING").most_common()),
         rate,
         left / rate if rate > 0 else math.nan,
     )
@@ -117,7 +118,10 @@ def describe(run: RunFolder, found: RunStatus, logs: bool = False) -> str:
         lines += [f"  damaged: {line}" for line in topic.damaged]
     names = ("running", "done", "stopped", "failed", "lost")
     counts = ", ".join(f"{len(getattr(found, name))} {name}" for name in names)
-    lines.append(f"workers: {counts}; {found.queued} tasks in the queue")
+    reasons = ", ".join(f"{n} {reason or 'new'}" for reason, n in found.queued.items())
+    lines.append(
+        f"workers: {counts}; {sum(found.queued.values())} tasks in the queue" + f" ({reasons})" * bool(reasons)
+    )
     if found.finished:
         return "\n".join([*lines, f"finished: {job_of(run).hint}"])
     if found.rate > 0:

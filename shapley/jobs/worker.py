@@ -196,7 +196,7 @@ class Worker:
         """Until everything is done, or all that is left has been in the hands of the living for a while."""
         watch, pause = Watch(self._run.workers, self._attempt.report.rounds), self._pause()
         patience = _PATIENCE if self._all_started() else SILENT_SECONDS
-        while pause.seconds <= patience:
+        while True:
             for bench in benches:
                 bench.shelf.scan()
             mine = {Task(index, item) for (index, _), samples in self._pending.items() for item in samples}
@@ -210,8 +210,9 @@ class Worker:
             self._save(benches)
             if not left:
                 return True
+            if pause.seconds > patience:
+                return False
             pause.wait()
-        return False
 
     def _next_begins(self, complete: bool) -> bool:
         """Wait for the next round, if that may be worth it; merge the present one if it is complete and nobody does yet."""
@@ -220,7 +221,8 @@ class Worker:
         before, pause = self._attempt.report.rounds, self._pause()
         watch = Watch(self._run.workers, before)
         claim = self._run.workers / f"{digest(before.encode())}.merging"
-        while pause.seconds <= (_MERGE_PATIENCE if claim.exists() else _PATIENCE):
+        while True:
+            patience = _MERGE_PATIENCE if claim.exists() else _PATIENCE
             if complete:
                 watch.look()
             now = _rounds([stream for stream in job_of(self._run).streams if not stream.finished])
@@ -235,8 +237,9 @@ class Worker:
                 finally:
                     claim.unlink(missing_ok=True)
                 continue
+            if pause.seconds > patience:
+                return False
             pause.wait()
-        return False
 
     def _all_started(self) -> bool:
         """Whether every shard of this array has been started once."""
