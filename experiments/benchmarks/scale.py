@@ -3,8 +3,8 @@
     python experiments/benchmarks/scale.py [--shards 1000] [--topics 14] [--budget 720000] [--rate 4] [--preempted 0 1]
 
 The rounds are the real estimator's, the workers the real ones in virtual time (``scale_cluster``). What a merge takes is what
-``scale_merge.py`` measured: ``--merge-item`` seconds for each item of gradients and ``--merge-topic`` for each topic and
-round. All rates are assumptions: give your own.
+``scale_merge.py`` measured: ``--merge-item`` seconds of one core for each item of gradients and ``--merge-topic`` for each
+topic and round. All rates are assumptions: give your own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scale_cluster import Cluster, Ledger, Link, Round
 from scale_plan import rounds
 
 _ENDS_ROWS = 2  # v(N) and v(0), of each prompt
-_HELD = ("useful", "done twice", "lost work", "saving", "start-up", "ready to help", "merging", "while one merges")
+_HELD = ("useful", "done twice", "lost work", "saving", "start-up", "ready to help", "merging", "while others merge")
 
 
 def main() -> None:
@@ -86,8 +86,8 @@ def simulate(plan: list[Round], n_topics: int, n_prompts: int, cluster: Cluster)
     n_arrays = 0
     while link is None or not link.finished:
         if link:  # the merge waits for the array before it, the array for the merge
-            between += 2 * cluster.delay + cluster.start + (link.merging if not link.left else 0.0)
-            link.merge()
+            between += 2 * cluster.delay + cluster.start + (0.0 if link.left else link.unmerged * link.merging)
+            link.merge(range(n_topics))
         link = Link(cluster, plan, n_topics, n_arrays, link)
         n_arrays += 1
         arrays += link.run()

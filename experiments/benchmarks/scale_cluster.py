@@ -12,7 +12,7 @@ import functools
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +57,8 @@ class Cluster:
     requeue: tuple[float, float] = (60.0, 120.0)
     latency: float = 0.02
     bandwidth: float = 200e6
-    merge_item: float = 0.0029
-    merge_topic: float = 0.12
+    merge_item: float = 0.0051
+    merge_topic: float = 0.24
     seed: int = 0
 
 
@@ -86,7 +86,7 @@ class Round:
     bytes: Mapping[Item, int]
 
     def merging(self, cluster: Cluster) -> float:
-        """Seconds, for a topic."""
+        """Seconds that it takes to merge a topic."""
         n_gradients = sum(item.part == 0 or item.unit < 0 for item in self.rows)
         return cluster.merge_topic + n_gradients * cluster.merge_item
 
@@ -103,14 +103,15 @@ class _Life:
 
 
 class _State:
-    """What is there of a round: by topic, when each item was first saved and when each segment came; and by the ending of
-    their names, how many segments."""
+    """What is there of a round: by topic, when each item was first saved, when each segment came, and whether it is merged; and
+    by the ending of their names, how many segments."""
 
     def __init__(self, number: int, items: list[Item], n_topics: int) -> None:
         self.number, self.items = number, items
         self.done: list[dict[Item, float]] = [{} for _ in range(n_topics)]
         self.segments: list[list[float]] = [[] for _ in range(n_topics)]
         self.helped: Counter[str] = Counter()
+        self.merged: set[int] = set()
 
     @property
     def left(self) -> int:
@@ -138,7 +139,7 @@ class Link:
         self._state = before._state if before else self._begin(0)
         for done in self._state.done:
             done.update(dict.fromkeys(done, 0.0))
-        self._claimed = False
+        self._claims: set[str] = set()
         self._started: set[int] = set()
         self._lives: dict[str, _Life] = {}
         self._ends: dict[int, float] = {}
@@ -171,13 +172,21 @@ class Link:
 
     @property
     def merging(self) -> float:
-        """Seconds that the merge of the present round takes."""
-        return self.n_topics * self._rounds[self._state.number].merging(self._cluster)
+        """Seconds that the merge of one topic's present round takes."""
+        return self._rounds[self._state.number].merging(self._cluster)
 
-    def merge(self) -> None:
-        """What the merge after the array does."""
+    @property
+    def unmerged(self) -> int:
+        """Topics."""
+        return self.n_topics - len(self._state.merged)
+
+    def merge(self, topics: Iterable[int]) -> None:
+        """Topics are merged; when all are, the next round begins. (In truth each begins the next by itself, and the workers
+        wait for the others.)"""
         if not self.finished and not self._state.left:
-            self._state = self._begin(self._state.number + 1)
+            self._state.merged.update(topics)
+            if not self.unmerged:
+                self._state = self._begin(self._state.number + 1)
 
     def _start(self, shard: int, attempt: int, at: float) -> None:
         rate = self._cluster.preempted / 3600
@@ -236,7 +245,7 @@ class _Own:
         self.report.rounds = rounds
 
     def __truediv__(self, name: str) -> _Claim:
-        return _Claim(self)
+        return _Claim(self, name)
 
     def open(self, device: str) -> tuple[dict[str, str], _Own]:
         self.spend("start-up", self.link._cluster.load)
@@ -278,12 +287,15 @@ class _Own:
         for item in items:
             state.done[stream].setdefault(item, link._clock.now)
 
-    def merge(self) -> Any:
-        """The present round, all topics."""
-        link = self.link
-        self.spend("merging", link.merging)
-        link.merge()
-        return SimpleNamespace(missing={})
+    def merge(self, stream: _Stream) -> tuple[list[Item], list[str]]:
+        """The present round of a topic."""
+        if stream._index not in self.link._state.merged:
+            self.spend("merging", self.link.merging)
+            self.link.merge([stream._index])
+        return [], []
+
+    def glob(self, pattern: str) -> Iterator[str]:
+        return iter(self.link._claims)
 
     def _end(self) -> None:
         if not self.link._cluster.warned:
@@ -295,18 +307,21 @@ class _Own:
 class _Claim:
     """Stands in for the file that says that somebody merges."""
 
-    def __init__(self, own: _Own) -> None:
-        self._own = own
+    def __init__(self, own: _Own, name: str) -> None:
+        self._own, self._name = own, name
 
-    def exists(self) -> bool:
-        return self._own.link._claimed
-
-    def take(self) -> bool:
-        taken, self._own.link._claimed = not self._own.link._claimed, True
-        return taken
-
-    def unlink(self, missing_ok: bool) -> None:
-        self._own.link._claimed = self._own.killed  # the dead leave it
+    @contextmanager
+    def held(self) -> Iterator[bool]:
+        claims = self._own.link._claims
+        if self._name in claims:
+            yield False
+            return
+        claims.add(self._name)
+        try:
+            yield True
+        finally:
+            if not self._own.killed:  # the dead leave it
+                claims.remove(self._name)
 
 
 class _Stream:
@@ -317,7 +332,7 @@ class _Stream:
     def __init__(self, own: _Own, index: int) -> None:
         self._own, self._index = own, index
         self.model = {"fingerprint": "", "name": ""}
-        self.name = str(index)
+        self.name, self.path = str(index), Path(str(index))
 
     @property
     def finished(self) -> bool:
@@ -393,7 +408,7 @@ def _patched(link: Link) -> Iterator[None]:
         shelf._own.save(shelf, list(samples), ending)
 
     def wait(seconds: float) -> None:
-        link._at_work.own.spend("while one merges" if link._claimed else "ready to help", seconds)
+        link._at_work.own.spend("while others merge" if link._claims else "ready to help", seconds)
 
     def job(run: Any) -> _Own:
         own: _Own = run.workers
@@ -404,8 +419,9 @@ def _patched(link: Link) -> Iterator[None]:
         "time": SimpleNamespace(monotonic=link._clock.monotonic, sleep=wait),
         "write_segment": write,
         "job_of": job,
-        "merge": lambda run: run.workers.merge(),
-        "_claimed": _Claim.take,
+        "merge_stream": lambda stream: stream._own.merge(stream),
+        "finish": lambda run: None,
+        "_claimed": _Claim.held,
         "Watch": _Watch,
         "Task": functools.cache(worker.Task),  # one of each for all workers, to spare memory
     }

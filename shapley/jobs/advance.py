@@ -64,17 +64,23 @@ def merge(run: RunFolder, show: bool = True) -> Standing:
         raise ShapleyError(f"{run.path} was not prepared: run 'shapley prepare {run.path}' first")
     # Threads are enough: numpy, checksums and files let go of Python's lock. Streams know nothing of each other.
     with ThreadPoolExecutor(min(_AT_ONCE, len(os.sched_getaffinity(0)))) as pool:
-        found = list(pool.map(lambda stream: _merge_stream(stream, show), streams))
+        found = list(pool.map(lambda stream: merge_stream(stream, show), streams))
     missing = {stream.name: left for stream, (left, _) in zip(streams, found, strict=True) if left}
     damaged = [line for _, lines in found for line in lines]
+    return Standing(finish(run, show), missing, damaged)
+
+
+def finish(run: RunFolder, show: bool = True) -> bool:
+    """Write the run's result if all of its streams are finished; returns whether they are."""
+    job = job_of(run)
     finished = all(stream.finished for stream in job.streams)
     if finished:
         job.collect(show)
         end_chain(run)
-    return Standing(finished, missing, damaged)
+    return finished
 
 
-def _merge_stream(stream: Stream, show: bool) -> tuple[list[Item], list[str]]:
+def merge_stream(stream: Stream, show: bool = True) -> tuple[list[Item], list[str]]:
     """Merge a stream's round if it is complete; returns what is missing, and what is damaged."""
     damaged: list[str] = []
     while True:

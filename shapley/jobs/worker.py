@@ -11,7 +11,7 @@ with the next round.
    then the last ones of those that have most left, who come to them last. So workers can be added or taken away at any time.
    Two who take up the same item do the same work twice, and it counts once. To help, one has to look at all segments: of
    many workers, about 64 do.
-5. When a round is complete, one of the helpers merges it, and all go on with the next without being started again. Nothing
+5. When a round is complete, helpers merge it, a stream each, and all go on with the next without being started again. Nothing
    depends on that: whoever has waited for longer than a new start would take ends, and the merge that waits for all workers
    to end does what was not done. Where not all shards have started, as on a cluster with fewer GPUs than shards, nobody
    waits, as others wait for the place.
@@ -22,7 +22,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 
 from shapley.errors import ShapleyError
-from shapley.files import digest, write_error
-from shapley.jobs.advance import merge
+from shapley.files import write_error
+from shapley.jobs.advance import finish, merge_stream
 from shapley.jobs.attempt import BEAT_SECONDS, SILENT_SECONDS, Attempt, Watch
 from shapley.jobs.folder import RunFolder
 from shapley.jobs.kinds import job_of
@@ -47,6 +47,7 @@ _HELPERS = 64  # of a larger number of workers, so many help when they are done
 _SCAN_SECONDS = 10.0
 _PATIENCE = 180.0  # seconds without work: what it takes to queue, start, and load a model
 _MERGE_PATIENCE = 900.0  # while somebody merges
+_CLAIM = ".merging"  # how the names of files end that say that somebody merges a stream
 _SHORTEST_PAUSE = 0.1
 _LOOKS_A_SECOND = 500.0  # of all who wait, at most
 
@@ -113,6 +114,7 @@ class Worker:
         self._saved = time.monotonic()
         self._interval = _SHORTEST
         self._opened: Any = None
+        self._rounds: dict[str, int] = {}  # at work, by stream
 
     def run(self) -> None:
         """Round after round."""
@@ -147,7 +149,8 @@ class Worker:
         for stream in streams:
             if not stream.prepared:
                 raise ShapleyError(f"{stream.name!r} of {self._run.path} was not prepared: see 'shapley status'")
-        self._attempt.say(rounds=_rounds(streams))
+        self._rounds = {stream.name: stream.round for stream in streams}
+        self._attempt.say(rounds=" ".join(f"{name}:{number}" for name, number in self._rounds.items()))
         for stream in streams:
             present = stream.present()
             present.shelf.scan()
@@ -218,28 +221,34 @@ class Worker:
         """Wait for the next round, if that may be worth it; merge the present one if it is complete and nobody does yet."""
         if not self._all_started():
             return False
-        before, pause = self._attempt.report.rounds, self._pause()
-        watch = Watch(self._run.workers, before)
-        claim = self._run.workers / f"{digest(before.encode())}.merging"
+        pause, watch = self._pause(), Watch(self._run.workers, self._attempt.report.rounds)
         while True:
-            patience = _MERGE_PATIENCE if claim.exists() else _PATIENCE
+            patience = _MERGE_PATIENCE if any(self._run.workers.glob(f"*{_CLAIM}")) else _PATIENCE
             if complete:
                 watch.look()
-            now = _rounds([stream for stream in job_of(self._run).streams if not stream.finished])
-            if now != before:
-                return bool(now)
+            streams = [stream for stream in job_of(self._run).streams if not stream.finished]
+            behind = [stream for stream in streams if stream.round == self._rounds.get(stream.name)]
+            if not behind:
+                return bool(streams)
             if complete and 2 * len(watch.alive()) < self._own[1]:
                 return False  # the few would go on alone, and the many could not start again before they end
-            if complete and _claimed(claim):
-                try:
-                    if merge(self._run).missing:
-                        return True  # what is damaged is done again
-                finally:
-                    claim.unlink(missing_ok=True)
-                continue
+            if complete and not self._merge(behind):
+                return True  # what is damaged is done again
             if pause.seconds > patience:
                 return False
             pause.wait()
+
+    def _merge(self, streams: list[Stream]) -> bool:
+        """Merge what nobody merges; returns whether all of that was there."""
+        for stream in streams:
+            at_work = self._rounds[stream.name]
+            with _claimed(self._run.workers / f"{stream.path.name}-{at_work:04d}{_CLAIM}") as mine:
+                # Somebody may have merged it since it was looked at.
+                if mine and not stream.finished and stream.round == at_work:
+                    if merge_stream(stream)[0]:
+                        return False
+                    finish(self._run)  # does something for whoever merges the last one
+        return True
 
     def _all_started(self) -> bool:
         """Whether every shard of this array has been started once."""
@@ -275,20 +284,21 @@ def _done_for(shard: tuple[int, int]) -> str:
     return f"-for-{shard[0]}-of-{shard[1]}"
 
 
-def _rounds(streams: Sequence[Stream]) -> str:
-    """The present rounds in one line; nothing when there are none."""
-    return " ".join(f"{stream.name}:{stream.round}" for stream in streams)
-
-
-def _claimed(path: Path) -> bool:
-    """Make an empty file; returns whether it was this process that made it. Holds on network file systems, too."""
+@contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Make an empty file for as long as the block runs; whether it was this process that made it. Holds on network file
+    systems, too."""
     try:
         path.open("x").close()
     except FileExistsError:
-        return False
+        yield False
+        return
     except OSError as error:
         raise write_error(path, error) from error
-    return True
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
 
 
 class _Pause:
