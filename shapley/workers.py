@@ -227,6 +227,8 @@ def worker_devices(devices: Sequence[str], own: torch.device, workers: int) -> t
     named = [own.type if name == "auto" else name for name in devices] or [own.type]
     if workers == 1 and len(named) == 1:
         return (named[0],)
+    if "spread" in named:
+        raise ShapleyError(f"--device spread puts one model on all GPUs, which leaves no room for {workers} workers")
     if named == ["cuda"]:
         if workers > torch.cuda.device_count():
             raise ShapleyError(

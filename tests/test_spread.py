@@ -11,12 +11,17 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from shapley.errors import ShapleyError
 from shapley.game import NeuronGame
 from shapley.hf.hooks import Rows, impair, only_answer_logits
+from shapley.hf.load import load_model, weights_dtype
 from shapley.hf.replay import record_entries, start_at
 from shapley.hf.sites import find_sites
 from shapley.impairment import Impairment
+from shapley.jobs.games import game_record, open_games
 from shapley.prompts import Prompt, TopicPrompts
+from shapley.workers import worker_devices
+from tests.test_workers import save_model
 from tests.tiny import tiny_lm
 
 pytest.importorskip("accelerate")
@@ -140,3 +145,35 @@ def test_a_dispatched_model_gives_the_same_numbers(family):
             found[-1].append(game.marginals(coalitions, players, prompts=prompts))
     for other in found[1:]:
         assert all((a == b).all() for a, b in zip(found[0], other, strict=True))
+
+
+def test_loaded_by_name(tmp_path):
+    """Where there is no GPU, everything lands on the CPU, by the same way."""
+    save_model(tmp_path)
+    plain, spread = load_model(str(tmp_path)), load_model(str(tmp_path), device="spread")
+    assert spread.fingerprint == plain.fingerprint and str(spread.device) == "cpu"
+    record = game_record(
+        str(tmp_path),
+        trust_remote_code=False,
+        impairment={},
+        value="logprob",
+        layers=None,
+        dtype="bfloat16",
+        memory=None,
+    )
+    model, make = open_games(record, "spread")
+    assert model["fingerprint"] == plain.fingerprint
+    game = make(TopicPrompts("t", (Prompt("t", "the cat", " sat"),)))
+    assert {weight.dtype for weight in game.lm.model.parameters()} == {torch.bfloat16}
+    assert np.isfinite(game.values(np.ones((1, game.n_players), dtype=bool))).all()
+
+
+def test_weights_are_narrow_only_where_memory_counts():
+    assert weights_dtype("spread", "bfloat16") == "bfloat16"
+    assert weights_dtype("spread", "auto") == weights_dtype("cuda", "bfloat16") == "float32"
+
+
+def test_one_copy_has_all_gpus():
+    with pytest.raises(ShapleyError, match="no room for 2 workers"):
+        worker_devices(["spread"], torch.device("cpu"), 2)
+    assert worker_devices(["spread"], torch.device("cpu"), 1) == ("spread",)

@@ -243,7 +243,7 @@ class TestUnitsAhead:
             parts.append(estimator.units_ahead())
             for _ in range(parts[-1]):
                 estimator.step()
-        assert parts[:2] == [10, 1] and set(parts[2:]) == {ROUND_UNITS}
+        assert parts[:2] == [11, 1] and set(parts[2:]) == {ROUND_UNITS}
 
 
 class TestRefusals:

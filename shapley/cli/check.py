@@ -6,12 +6,13 @@ import json
 
 import click
 
+from shapley.cli.options import device_option
 from shapley.errors import ShapleyError
 
 
 @click.command()
 @click.argument("model")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@device_option
 @click.option("--trust-remote-code", is_flag=True, help="Allow the model repository's own code to run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def check(model: str, device: str, trust_remote_code: bool, as_json: bool) -> None:

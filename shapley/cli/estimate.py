@@ -58,10 +58,11 @@ def estimate(
     devices, n_workers = parse_devices(device, workers)
     players = _players(groups, within, top_groups)
     check_output(out, resume=resume, overwrite=overwrite, inputs=[path for path in (prompts, groups, within) if path])
-    from shapley.hf.load import load_model
+    from shapley.hf.load import load_model, weights_dtype
     from shapley.runs import estimate as run
 
-    lm = load_model(wanted.model, device=devices[0], trust_remote_code=wanted.trust_remote_code)
+    dtype = weights_dtype(devices[0], wanted.dtype)
+    lm = load_model(wanted.model, device=devices[0], dtype=dtype, trust_remote_code=wanted.trust_remote_code)
     by_topic = wanted.topics
     scores = run(
         lm,

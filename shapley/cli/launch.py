@@ -67,16 +67,16 @@ class Launch:
             _run_here(make(), self.device, self.shards)
             return
         if self.dry_run:
-            _show(self.folder, self.shards, self.site)
+            _show(self.folder, self.shards, self.site, self.device)
             return
         max_array_size()  # before a folder is made: is there a Slurm?
         run = make()
-        ids = submit(run, self.shards, self.site)
+        ids = submit(run, self.shards, self.site, self.device)
         click.echo(f"{run.path}: {len(ids)} jobs, {ids[0]} to {ids[-1]}; see 'shapley status {run.path} --watch'")
 
 
-def _show(folder: Path, shards: int, site: Profile) -> None:
-    for name, text in scripts(folder, shards, site).items():
+def _show(folder: Path, shards: int, site: Profile, device: str) -> None:
+    for name, text in scripts(folder, shards, site, device).items():
         click.echo(f"# {folder / 'slurm' / name}\n{text}")
     before = ""
     for link in chain(folder, shards):

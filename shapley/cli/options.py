@@ -14,13 +14,17 @@ from shapley.types import Distribution, Scope, Unit
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps; spread: one model over all GPUs."
+)
+
 
 def model_options(command: F) -> F:
     """``--model``, ``--device`` and what goes with them."""
     for option in (
         click.option("--memory", default=None, help="Memory for activations, as 2GiB or 500MiB. [default: chosen]"),
         click.option("--trust-remote-code", is_flag=True, help="Allow the model repository's own code to run."),
-        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+        device_option,
         click.option("--model", required=True, metavar="MODEL", help="A hub id, a local directory, or smollm2."),
     ):
         command = option(command)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from shapley.cli.launch import Launch, launch_options, profile_option
-from shapley.cli.options import command_line, model_options
+from shapley.cli.options import command_line, device_option, model_options
 from shapley.cli.play import Wanted, estimate_options
 from shapley.cli.sweep_options import WantedSweep, sweep_options
 from shapley.jobs.folder import RunFolder, create
@@ -77,8 +77,9 @@ def _from_anywhere(model: str) -> str:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--add", type=int, required=True, help="How many more workers.")
 @profile_option
-def workers(run: Path, add: int, profile: Path | None) -> None:
+@device_option
+def workers(run: Path, add: int, profile: Path | None, device: str) -> None:
     """Add workers to a run that is going on; take some away with scancel."""
     folder = RunFolder(run)
     site = read_profile(profile) if profile else profile_of(folder)
-    click.echo(f"job {add_workers(folder, add, site)}: {add} workers help with {run}")
+    click.echo(f"job {add_workers(folder, add, site, device)}: {add} workers help with {run}")

@@ -37,10 +37,11 @@ def sweep(
     check_output(out, resume=resume, overwrite=overwrite, inputs=inputs)
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ShapleyError(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf")
-    from shapley.hf.load import load_model
+    from shapley.hf.load import load_model, weights_dtype
     from shapley.sweeps import sweep as run
 
-    lm = load_model(wanted.model, device=device, trust_remote_code=wanted.trust_remote_code)
+    dtype = weights_dtype(device, wanted.dtype)
+    lm = load_model(wanted.model, device=device, dtype=dtype, trust_remote_code=wanted.trust_remote_code)
     result = run(
         lm,
         wanted.topics,

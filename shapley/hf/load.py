@@ -134,6 +134,12 @@ def load_model(
     return LanguageModel(model, tokenizer, name, revision, trust_remote_code)
 
 
+def weights_dtype(device: str | None, dtype: str) -> str:
+    """In what to load a model that is to compute in ``dtype``: float32, which serves every precision, but for a model that is
+    spread, where memory counts most."""
+    return dtype if device == SPREAD and dtype in _DTYPES else "float32"
+
+
 def fingerprint(model: nn.Module) -> str:
     """A short hash of the config and of every weight's bits, rounded to bfloat16 and summed as whole numbers, which is
     exact in any order and on any device."""
@@ -168,7 +174,7 @@ def _device(name: str | None) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise ShapleyError(f"unknown device {name!r}: expected cpu, cuda, cuda:1, mps …") from error
+        raise ShapleyError(f"unknown device {name!r}: expected cpu, cuda, cuda:1, mps … or spread") from error
 
 
 def _safe(options: dict[str, Any]) -> dict[str, Any]:

@@ -46,9 +46,14 @@ def open_games(record: Mapping[str, Any], device: str) -> tuple[dict[str, Any], 
     if is_synthetic(record["model"]):
         return SyntheticGame.describe(record["model"]), lambda topic: SyntheticGame.parse(record["model"], topic)
     from shapley.game import NeuronGame
-    from shapley.hf.load import describe, load_model
+    from shapley.hf.load import describe, load_model, weights_dtype
 
-    lm = load_model(record["model"], device=device, trust_remote_code=record["trust_remote_code"])
+    lm = load_model(
+        record["model"],
+        device=device,
+        dtype=weights_dtype(device, record["dtype"]),
+        trust_remote_code=record["trust_remote_code"],
+    )
 
     def make(topic: TopicPrompts) -> NeuronGame:
         return NeuronGame(

@@ -34,32 +34,33 @@ class Link:
     kind: str
 
 
-def chain(run: Path, shards: int) -> list[Link]:
+def chain(run: Path, shards: int, device: str = "auto") -> list[Link]:
     """The jobs of a run, in order.
 
     Args:
         run: the folder.
         shards: tasks of each array.
+        device: for the model, as ``load_model`` takes it.
     """
     folder = str(run.absolute())
-    workers = Step("work", ("work", folder, "--shard", TASK, "--of", str(shards)), array=shards)
+    workers = Step("work", ("work", folder, "--shard", TASK, "--of", str(shards), "--device", device), array=shards)
     merge = Step("merge", ("merge", folder), gpu=False)
-    links = [Link(Step("prepare", ("prepare", folder)), "prepare.sh", "afterok")]
+    links = [Link(Step("prepare", ("prepare", folder, "--device", device)), "prepare.sh", "afterok")]
     for _ in range(LINKS):
         links += [Link(workers, "work.sh", "afterok"), Link(merge, "merge.sh", "afterany")]
     return links
 
 
-def scripts(run: Path, shards: int, profile: Profile) -> dict[str, str]:
+def scripts(run: Path, shards: int, profile: Profile, device: str = "auto") -> dict[str, str]:
     """The batch scripts by file name. Pure.
 
     Raises:
         ShapleyError: a path that a batch script cannot name.
     """
-    return {link.script: slurm.render(link.step, profile, run, run / "code") for link in chain(run, shards)}
+    return {link.script: slurm.render(link.step, profile, run, run / "code") for link in chain(run, shards, device)}
 
 
-def submit(run: RunFolder, shards: int, profile: Profile) -> list[str]:
+def submit(run: RunFolder, shards: int, profile: Profile, device: str = "auto") -> list[str]:
     """Hand the chain to Slurm, with ``shards`` tasks an array; returns the jobs' ids.
 
     Raises:
@@ -77,12 +78,12 @@ def submit(run: RunFolder, shards: int, profile: Profile) -> list[str]:
         )
     folder = run.path / "slurm"
     folder.mkdir(exist_ok=True)
-    for name, text in scripts(run.path, shards, profile).items():
+    for name, text in scripts(run.path, shards, profile, device).items():
         write_text(folder / name, text)
     write_sealed(folder / "profile.json", profile.record(), indent=1)
     ids: list[str] = []
     try:
-        for link in chain(run.path, shards):
+        for link in chain(run.path, shards, device):
             ids.append(slurm.submit(folder / link.script, after=ids[-1] if ids else None, kind=link.kind))
             _record(run, ids[-1], link.step)
     except ShapleyError:
@@ -92,11 +93,11 @@ def submit(run: RunFolder, shards: int, profile: Profile) -> list[str]:
     return ids
 
 
-def add_workers(run: RunFolder, n: int, profile: Profile) -> str:
-    """Start ``n`` more workers, which help with the present round; returns their job's id."""
+def add_workers(run: RunFolder, n: int, profile: Profile, device: str = "auto") -> str:
+    """Start ``n`` more workers, which help where they can; returns their job's id."""
     if n < 1:
         raise ShapleyError(f"--add {n} must be at least 1")
-    step = Step("help", ("work", str(run.path.absolute()), "--shard", "-1", "--of", "1"), array=n)
+    step = Step("help", ("work", str(run.path.absolute()), "--shard", "-1", "--of", "1", "--device", device), array=n)
     script = run.path / "slurm" / "help.sh"
     script.parent.mkdir(exist_ok=True)
     write_text(script, slurm.render(step, profile, run.path, run.code))

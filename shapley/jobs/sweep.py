@@ -110,10 +110,15 @@ class SweepJob:
         self.hint = f"records in {run.result}"
 
     def open(self, device: str) -> tuple[Mapping[str, Any], LanguageModel]:
-        from shapley.hf.load import describe, load_model
+        from shapley.hf.load import describe, load_model, weights_dtype
 
         record = self._run.record["sweep"]
-        lm = load_model(record["model"], device=device, trust_remote_code=record["trust_remote_code"])
+        lm = load_model(
+            record["model"],
+            device=device,
+            dtype=weights_dtype(device, record["dtype"]),
+            trust_remote_code=record["trust_remote_code"],
+        )
         return describe(lm), lm
 
     def prepare(self, device: str, show: bool) -> None:
