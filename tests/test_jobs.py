@@ -16,6 +16,7 @@ from shapley.estimators.registry import Plan, build
 from shapley.jobs import worker
 from shapley.jobs.advance import merge, prepare
 from shapley.jobs.attempt import Attempt, Watch, read_reports
+from shapley.jobs.estimate import TopicStream
 from shapley.jobs.folder import RunFolder, create
 from shapley.jobs.games import game_record, open_games
 from shapley.jobs.segments import DamagedError, Item, Sample, Shelf, read_header, read_sample, write_segment
@@ -429,6 +430,24 @@ def test_what_cannot_be_shared_is_refused(tmp_path):
         work(run, 0, 1)
     with pytest.raises(ShapleyError, match="shard 5 of 3"):
         work(run, 5, 3)
+
+
+def test_long_walks_are_cut_into_stretches(tmp_path, monkeypatch):
+    """Stretches that end within a chunk of the walk's, at its end, and at the last player."""
+    monkeypatch.setattr("shapley.estimators.permutation._PART_ROWS", 600)
+    plan = PLANS["permutation"]
+    run = new_run(tmp_path, plan)
+    prepare(run, show=False)
+    present = TopicStream(run.topics[0], []).present()
+    assert len(present.items) == 5 * 2 * 4  # pairs, walks, 256 players in stretches of 64
+    to_the_end(run, 3)
+    assert_same(run, plan)
+
+
+def test_the_device_reaches_the_tasks(tmp_path):
+    commands = {link.step.name: link.step.command for link in chain(tmp_path, 5, "spread")}
+    assert commands["work"][-2:] == commands["prepare"][-2:] == ("--device", "spread")
+    assert "--device" not in commands["merge"]
 
 
 def test_the_chain_waits_for_the_right_things(tmp_path):

@@ -370,3 +370,21 @@ def test_a_run_of_an_unknown_kind_is_refused(model, tmp_path):
     write_sealed(run.path / "run.json", run.record | {"kind": "dream"})
     with pytest.raises(ShapleyError, match="kind 'dream'"):
         RunFolder(run.path)
+
+
+def test_a_damaged_cluster_or_design_is_named(model, tmp_path):
+    run = new_run(model, tmp_path)
+    (cluster,) = run.path.glob("clusters/*.json")
+    whole = cluster.read_bytes()
+    cluster.write_bytes(whole.replace(b"20", b"21"))
+    with pytest.raises(ShapleyError, match=f"{cluster} is damaged, or was changed: copy the cluster file"):
+        prepare(run, show=False)
+    cluster.write_bytes(whole)
+    prepare(run, show=False)
+    design = run.path / "sweep" / "design.json"
+    flip(design, 100)
+    with pytest.raises(ShapleyError, match=f"{design} is damaged: 'shapley prepare {run.path}' makes it again"):
+        work(RunFolder(run.path), 0, 1)
+    prepare(RunFolder(run.path), show=False)
+    to_the_end(RunFolder(run.path), 1)
+    assert_same_records(read_sweep(run.result), alone(model, tmp_path / "alone.h5"))

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from shapley.errors import ShapleyError
 from shapley.jobs.profile import Profile
+from shapley.jobs.sealed import write_sealed
 from shapley.jobs.slurm import (
     QueueEntry,
     Step,
@@ -22,6 +24,7 @@ from shapley.jobs.slurm import (
     requeue_self,
     submit,
 )
+from shapley.jobs.submit import end_chain
 
 WORK = Step("work", ("work", "/runs/a b", "--shard", "{task}"), array=64)
 MERGE = Step("merge", ("advance", "/runs/a b"), gpu=False)
@@ -227,6 +230,26 @@ def test_cancel(slurm):
     slurm("scancel", err="scancel: error: Kill job error on job id 7: Access/permission denied\n", code=1)
     with pytest.raises(ShapleyError, match="permission denied"):
         cancel(["7"])
+
+
+def test_only_what_waits_can_be_cancelled(slurm):
+    slurm("scancel")
+    cancel(["7", "8"], only_waiting=True)
+    assert slurm.calls() == ["scancel --state=PENDING 7 8"]
+
+
+@pytest.mark.parametrize("array", [True, False])
+def test_whoever_finishes_a_run_cancels_what_is_left(slurm, monkeypatch, tmp_path, array):
+    """Of its own array only what still waits: itself and those who look at the result just now are to end well."""
+    write_sealed(tmp_path / "jobs.json", {"jobs": [{"id": str(i)} for i in range(7, 10)]})
+    slurm("scancel")
+    run = SimpleNamespace(path=tmp_path)
+    end_chain(run)
+    monkeypatch.setenv("SLURM_JOB_ID", "11" if array else "8")
+    if array:
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
+    end_chain(run)
+    assert slurm.calls() == ["scancel 7 9", "scancel --state=PENDING 8"]
 
 
 def test_requeue_self_names_its_task_and_not_the_array(slurm, monkeypatch):
