@@ -334,9 +334,9 @@ def test_who_lives_is_seen_without_comparing_clocks(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     first, second = Attempt(tmp_path, 0, 4), Attempt(tmp_path, 1, 4)
-    watch = Watch(tmp_path)
+    watch = Watch(tmp_path, "a:0")
     for attempt in (first, second):
-        attempt.say()
+        attempt.say(rounds="a:0")
     watch.look()
     assert watch.alive() == {(0, 4), (1, 4)}
     for _ in range(4):

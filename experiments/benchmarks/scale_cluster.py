@@ -394,7 +394,7 @@ class _Watch:
         return {
             life.shard
             for life in self._link._lives.values()
-            if life.report.rounds in ("", self._rounds)
+            if life.report.rounds == self._rounds
             if life.end == math.inf or (life.killed and life.end > min(since, now - SILENT_SECONDS))
         }
 

@@ -35,7 +35,7 @@ class Report:
         rows: forward rows so far; ``seconds``, of work.
         error: the last line of what went wrong, and ``traceback``, all of it.
         job: its Slurm job, or nothing.
-        rounds: at which it works; nothing as long as it has not looked.
+        rounds: at which it works; nothing before it is ready to.
     """
 
     shard: int
@@ -122,10 +122,10 @@ class Watch:
 
     Args:
         folder: of reports.
-        rounds: only attempts at these count, and those that do not say yet.
+        rounds: only attempts at these count. One that still loads its model does not: who is idle need not wait for it.
     """
 
-    def __init__(self, folder: Path, rounds: str = "") -> None:
+    def __init__(self, folder: Path, rounds: str) -> None:
         self._folder, self._rounds = folder, rounds
         self._seen: dict[str, tuple[int, float]] = {}  # beat, and when it was first seen, by this process's own clock
         self._shards: dict[str, tuple[int, int]] = {}
@@ -134,7 +134,7 @@ class Watch:
         """Take note of all beats; at least once a beat, best from the start."""
         now = time.monotonic()
         for report in read_reports(self._folder):
-            if report.state != "working" or report.rounds not in ("", self._rounds):
+            if report.state != "working" or report.rounds != self._rounds:
                 self._seen.pop(report.name, None)
             elif self._seen.get(report.name, (-1, 0.0))[0] != report.beat:
                 self._seen[report.name] = (report.beat, now)

@@ -46,6 +46,7 @@ _SHORTEST, _LONGEST = 2.0, 600.0  # seconds between segments
 _HELPERS = 64  # of a larger number of workers, so many help when they are done
 _SCAN_SECONDS = 10.0
 _PATIENCE = 180.0  # seconds without work: what it takes to queue, start, and load a model
+_PATIENCE_ITEMS = 4  # and so many of the longest items: the end of a round is a matter of a few of them
 _MERGE_PATIENCE = 900.0  # while somebody merges
 _CLAIM = ".merging"  # how the names of files end that say that somebody merges a stream
 _SHORTEST_PAUSE = 0.1
@@ -113,6 +114,7 @@ class Worker:
         self._pending: dict[tuple[int, str], dict[Item, Sample]] = {}  # by bench and ending of the segment's name
         self._saved = time.monotonic()
         self._interval = _SHORTEST
+        self._longest = 0.0  # seconds, of an item
         self._opened: Any = None
         self._rounds: dict[str, int] = {}  # at work, by stream
 
@@ -150,7 +152,6 @@ class Worker:
             if not stream.prepared:
                 raise ShapleyError(f"{stream.name!r} of {self._run.path} was not prepared: see 'shapley status'")
         self._rounds = {stream.name: stream.round for stream in streams}
-        self._attempt.say(rounds=" ".join(f"{name}:{number}" for name, number in self._rounds.items()))
         for stream in streams:
             present = stream.present()
             present.shelf.scan()
@@ -161,6 +162,7 @@ class Worker:
                 compute = stream.compute(present.number, self._opened)
             # With the complete ones too: whenever a worker starts, its list and so its slice must be those of all others.
             benches.append(Bench(present.shelf, present.items, compute))
+        self._attempt.say(rounds=" ".join(f"{name}:{number}" for name, number in self._rounds.items()))
         return benches
 
     def _open(self, job: Job, stream: Stream) -> Any:
@@ -176,7 +178,9 @@ class Worker:
         start = time.monotonic()
         with self._signals.at_once():
             arrays, rows = benches[task.bench].compute(task.item)
-        self._pending.setdefault((task.bench, ending), {})[task.item] = Sample(arrays, rows, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        self._longest = max(self._longest, seconds)
+        self._pending.setdefault((task.bench, ending), {})[task.item] = Sample(arrays, rows, seconds)
         self._attempt.add_rows(rows)
         if time.monotonic() - self._saved > self._interval:
             self._save(benches)
@@ -198,7 +202,7 @@ class Worker:
     def _help(self, benches: list[Bench], tasks: list[Task], order: np.random.Generator) -> bool:
         """Until everything is done, or all that is left has been in the hands of the living for a while."""
         watch, pause = Watch(self._run.workers, self._attempt.report.rounds), self._pause()
-        patience = _PATIENCE if self._all_started() else SILENT_SECONDS
+        patience = self._patience if self._all_started() else SILENT_SECONDS
         while True:
             for bench in benches:
                 bench.shelf.scan()
@@ -223,7 +227,7 @@ class Worker:
             return False
         pause, watch = self._pause(), Watch(self._run.workers, self._attempt.report.rounds)
         while True:
-            patience = _MERGE_PATIENCE if any(self._run.workers.glob(f"*{_CLAIM}")) else _PATIENCE
+            patience = _MERGE_PATIENCE if any(self._run.workers.glob(f"*{_CLAIM}")) else self._patience
             if complete:
                 watch.look()
             streams = [stream for stream in job_of(self._run).streams if not stream.finished]
@@ -254,6 +258,10 @@ class Worker:
         """Whether every shard of this array has been started once."""
         return len(self._attempt.started()) >= self._own[1]
 
+    @property
+    def _patience(self) -> float:
+        return _PATIENCE + _PATIENCE_ITEMS * self._longest
+
     def _pause(self) -> _Pause:
         return _Pause(self._signals, self._own[1] / _LOOKS_A_SECOND)
 
@@ -262,7 +270,7 @@ def _choose(
     tasks: list[Task], left: list[Task], alive: set[tuple[int, int]], order: np.random.Generator
 ) -> tuple[Task | None, tuple[int, int]]:
     """A task of a shard that nobody is seen to work at, in an order of one's own; else one of the last of the living shard
-    that has most left, if that is more than one at work and one to come; and whose it is."""
+    that has most left, if that is more than the one at work; and whose it is."""
     wanted = set(left)
     kept = {shard: [task for task in _slice(tasks, *shard) if task in wanted] for shard in alive}
     theirs = {task for own in kept.values() for task in own}
@@ -270,7 +278,7 @@ def _choose(
         return orphans[int(order.integers(len(orphans)))], (-1, 0)
     shard = max(kept, key=lambda shard: len(kept[shard]), default=(-1, 0))
     theirs_left = kept.get(shard, [])
-    if len(theirs_left) <= 2:
+    if len(theirs_left) < 2:
         return None, shard
     return theirs_left[-1 - int(order.integers(len(theirs_left) // 2))], shard
 
