@@ -20,6 +20,7 @@ from shapley.jobs.estimate import TopicStream
 from shapley.jobs.folder import RunFolder, create
 from shapley.jobs.games import game_record, open_games
 from shapley.jobs.segments import DamagedError, Item, Sample, Shelf, read_header, read_sample, write_segment
+from shapley.jobs.signals import Stopped
 from shapley.jobs.status import describe, status
 from shapley.jobs.submit import chain
 from shapley.jobs.worker import work
@@ -126,7 +127,7 @@ def test_a_stopped_worker_keeps_what_it_has(tmp_path, monkeypatch, after):
 
     def count(self, benches, task):
         if len(done) == after:
-            raise worker.Stopped
+            raise Stopped
         original(self, benches, task)
         done.append(task)
 

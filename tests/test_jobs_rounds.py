@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from shapley.jobs import worker
+from shapley.jobs import signals, worker
 from shapley.jobs.advance import merge, merge_stream, prepare
 from shapley.jobs.attempt import Attempt, read_reports
 from shapley.jobs.worker import work
@@ -50,8 +50,8 @@ def test_two_at_once_do_it_all(run, monkeypatch):
 
 
 def test_nobody_waits_where_others_wait_for_the_place(run, monkeypatch):
-    monkeypatch.setattr(worker, "SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(worker.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    monkeypatch.setattr(worker, "SILENT_SECONDS", -1.0)
+    monkeypatch.setattr(signals.time, "sleep", lambda seconds: pytest.fail("it waits"))
     for shard in range(2):  # of three; the helpers do what nobody does, but leave the merge to the merge
         assert work(run, shard, 3) == "done"
     assert rounds(run) == [0, 0]

@@ -185,7 +185,7 @@ class TestStatus:
         prepare(run, show=False)
         (found,) = status(run).topics
         assert (found.topic, found.state, found.done, found.items, found.planned) == ("sweep", "working", 0, BLOCKS, 85)
-        monkeypatch.setattr("shapley.jobs.worker.Worker._help", lambda *arguments: None)
+        monkeypatch.setattr("shapley.jobs.worker.Worker._help", lambda *arguments: False)
         work(run, 0, 2)
         (found,) = status(run).topics
         assert (found.done, found.rows) == (4, 5 + 3 * 10)

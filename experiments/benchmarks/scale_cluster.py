@@ -12,7 +12,7 @@ import functools
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,8 @@ from unittest import mock
 import numpy as np
 from scale_clock import Clock, Killed, Process
 
-from shapley.jobs import worker
-from shapley.jobs.attempt import BEAT_SECONDS, SILENT_SECONDS
+from shapley.jobs import attempt, signals, worker
+from shapley.jobs.attempt import BEAT_SECONDS
 from shapley.jobs.segments import Item
 
 # Of files.atomic_path; a segment is synced once more. Opened: the file, again to sync it, the folder.
@@ -95,11 +95,17 @@ class Round:
 class _Life:
     """An attempt, as others see it."""
 
-    shard: tuple[int, int]
+    name: str
     report: Any
     start: float
     end: float = math.inf
     killed: bool = False
+
+    def at(self, now: float) -> Any:
+        """Its report: a killed one says for ever that it works, but beats no more."""
+        state = "working" if self.end == math.inf or self.killed else "done"
+        beat = int((min(now, self.end) - self.start) / BEAT_SECONDS)
+        return SimpleNamespace(**vars(self.report), name=self.name, state=state, beat=beat)
 
 
 class _State:
@@ -201,12 +207,12 @@ class Link:
         self._started.add(shard)
         name = f"{shard:05d}-{attempt:012x}"
         own = self._at_work.own = _Own(self, name, shard, process)
-        life = self._lives[name] = _Life((shard, self._cluster.shards), own.report, self._clock.now)
+        life = self._lives[name] = _Life(name, own.report, self._clock.now)
         try:
             try:
                 own.spend("start-up", self._cluster.start)
                 own.worker.run()
-            except worker.Stopped:
+            except signals.Stopped:
                 raise Killed from None
         except Killed:
             life.killed = not self._cluster.warned
@@ -231,7 +237,7 @@ class _Own:
         self.unsaved = 0.0  # seconds of work in no segment
         self.speed = float(link._speed[shard])
         self.report = SimpleNamespace(shard=shard, of=link._cluster.shards, rounds="")
-        self.signals = worker._Signals()
+        self.signals = signals.Signals()
         run = SimpleNamespace(workers=self, record={})
         attempt: Any = SimpleNamespace(
             report=self.report, name=name, add_rows=lambda rows: None, say=self._say, started=lambda: link._started
@@ -377,28 +383,6 @@ class _Shelf:
         return [item for item in items if item not in self]
 
 
-class _Watch:
-    """Stands in for ``Watch``, by its rule: alive is who was seen to beat a short while ago."""
-
-    def __init__(self, own: _Own, rounds: str) -> None:
-        self._link, self._rounds = own.link, rounds
-        self._first = own.link._clock.now
-
-    def look(self) -> None:
-        self._link.ledger.files += Counter({"list": 1, "read": len(self._link._lives)})
-
-    def alive(self) -> set[tuple[int, int]]:
-        now = self._link._clock.now
-        # A killed worker's report says that it works, and has to be seen to stand still.
-        since = math.inf if now - self._first > SILENT_SECONDS else 0.0
-        return {
-            life.shard
-            for life in self._link._lives.values()
-            if life.report.rounds == self._rounds
-            if life.end == math.inf or (life.killed and life.end > min(since, now - SILENT_SECONDS))
-        }
-
-
 @contextmanager
 def _patched(link: Link) -> Iterator[None]:
     """The worker's module with virtual time and remembered segments."""
@@ -415,15 +399,24 @@ def _patched(link: Link) -> Iterator[None]:
         link.ledger.files["list"] += link.n_topics
         return own
 
+    def reports(own: _Own, shards: Collection[int] | None) -> list[Any]:
+        wanted = [life for life in link._lives.values() if shards is None or life.report.shard in shards]
+        link.ledger.files += Counter({"list": 1, "read": len(wanted)})
+        return [life.at(link._clock.now) for life in wanted]
+
+    clock = SimpleNamespace(monotonic=link._clock.monotonic, sleep=wait)
     fakes = {
-        "time": SimpleNamespace(monotonic=link._clock.monotonic, sleep=wait),
+        "time": clock,
         "write_segment": write,
         "job_of": job,
         "merge_stream": lambda stream: stream._own.merge(stream),
         "finish": lambda run: None,
         "_claimed": _Claim.held,
-        "Watch": _Watch,
         "Task": functools.cache(worker.Task),  # one of each for all workers, to spare memory
     }
-    with mock.patch.multiple(worker, **fakes):
+    with (
+        mock.patch.multiple(worker, **fakes),
+        mock.patch.object(signals, "time", clock),
+        mock.patch.multiple(attempt, time=clock, read_reports=reports),
+    ):
         yield

@@ -3,8 +3,9 @@
 python experiments/benchmarks/scale_merge.py [--shards 1008] [--topics 14] [--units 14] [--model synthetic:48x6400] [--folder .]
 
 A round of the screen: every shard has ``--units`` items (16 gradient rows for all players, 8 bytes a player) of one topic in
-one segment; 35 GB with the defaults. The merge runs in a process of its own, which reports time, peak memory, bytes read and
-files opened. Preparing, looking at the run and scanning many small segments are timed too.
+one segment, the first of each topic the diagonal's too; 35 GB with the defaults. The merge runs in a process of its own,
+which reports time, peak memory, bytes read and files opened. Preparing, looking at the run and scanning many small segments
+are timed too.
 """
 
 from __future__ import annotations
@@ -87,9 +88,9 @@ def make_run(path: Path, options: Any) -> RunFolder:
 
 
 def screen_units(game: Any, units: int) -> int:
-    """Units of the first round."""
+    """Units of the first round, without the diagonal."""
     estimator, _ = build(Plan(estimator="two-stage", samples=units * ROWS_PER_UNIT), game, key="topic-0")
-    return estimator.units_ahead()
+    return estimator.unit + estimator.units_ahead()
 
 
 def fill(run: RunFolder, shards: int, units: int) -> None:
@@ -98,12 +99,16 @@ def fill(run: RunFolder, shards: int, units: int) -> None:
     rng = np.random.default_rng(0)
     weights = rng.standard_exponential(game.n_players) ** 3 / game.n_players
     pool = [_sample(weights, rng) for _ in range(_POOL)]
+    diagonal = Sample((weights,), 48, 1.0)
     start, size = time.perf_counter(), 0
     for topic in run.topics:
         shelf = topic.shelf(0)
+        before = [item for item in topic.round(0).items(topic.estimator(topic.game())) if item.unit < 0]
+        path = shelf.folder / f"00000-0-{0:012x}-99999.segment"
+        write_segment(path, shelf.settings, dict.fromkeys(before, diagonal))
         for shard in range(shards):
             own = range(shard * units, (shard + 1) * units)
-            path = shelf.folder / f"{shard:05d}-{0:012x}-00000.segment"
+            path = shelf.folder / f"{shard:05d}-0-{0:012x}-00000.segment"
             write_segment(path, shelf.settings, {Item(unit, 0): pool[unit % _POOL] for unit in own})
             size += path.stat().st_size
     seconds = time.perf_counter() - start
@@ -148,7 +153,7 @@ def measured(action: Callable[[], Any]) -> dict[str, Any]:
 
 
 def _merged(path: Path) -> dict[str, Any]:
-    found = measured(lambda: merge(RunFolder(path), show=False))
+    found = measured(lambda: _merge(RunFolder(path)))
     read = int(Path("/proc/self/io").read_text().split()[1])
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
@@ -158,6 +163,11 @@ def _merged(path: Path) -> dict[str, Any]:
         "peak MiB of a child": children.ru_maxrss >> 10,
         "read MB": read // 10**6,
     }
+
+
+def _merge(run: RunFolder) -> None:
+    missing = merge(run, show=False).missing
+    assert {items[0].unit for items in missing.values()} != {0}, "the first round was not complete"
 
 
 _counters: list[Counter[str]] = []

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -108,10 +109,13 @@ class Attempt:
             self.say()
 
 
-def read_reports(folder: Path) -> list[Report]:
-    """Of all attempts, the latest of each; what cannot be read is left out."""
+def read_reports(folder: Path, shards: Collection[int] | None = None) -> list[Report]:
+    """Of all attempts, or those at some shards, the latest of each; what cannot be read is left out."""
     found = []
+    wanted = None if shards is None else {f"{shard:05d}" for shard in shards}
     for path in sorted(folder.glob("*.json")):
+        if wanted is not None and path.name[:5] not in wanted:
+            continue
         with suppress(ShapleyError):
             found.append(Report(**read_sealed(path, "", "")))
     return found
@@ -130,10 +134,10 @@ class Watch:
         self._seen: dict[str, tuple[int, float]] = {}  # beat, and when it was first seen, by this process's own clock
         self._shards: dict[str, tuple[int, int]] = {}
 
-    def look(self) -> None:
-        """Take note of all beats; at least once a beat, best from the start."""
+    def look(self, shards: Collection[int] | None = None) -> None:
+        """Take note of all beats, or of those of some shards; more often than attempts fall silent, best from the start."""
         now = time.monotonic()
-        for report in read_reports(self._folder):
+        for report in read_reports(self._folder, shards):
             if report.state != "working" or report.rounds != self._rounds:
                 self._seen.pop(report.name, None)
             elif self._seen.get(report.name, (-1, 0.0))[0] != report.beat:

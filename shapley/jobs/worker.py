@@ -10,7 +10,7 @@ with the next round.
 4. When its own items are done it takes up those of shards whose attempts are not seen to live (killed, still in the queue),
    then the last ones of those that have most left, who come to them last. So workers can be added or taken away at any time.
    Two who take up the same item do the same work twice, and it counts once. To help, one has to look at all segments: of
-   many workers, about 64 do.
+   many workers, about 64 do at once, and more the longer it takes.
 5. When a round is complete, helpers merge it, a stream each, and all go on with the next without being started again. Nothing
    depends on that: whoever has waited for longer than a new start would take ends, and the merge that waits for all workers
    to end does what was not done. Where not all shards have started, as on a cluster with fewer GPUs than shards, nobody
@@ -20,41 +20,38 @@ with the next round.
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shapley.errors import ShapleyError
 from shapley.files import write_error
 from shapley.jobs.advance import finish, merge_stream
-from shapley.jobs.attempt import BEAT_SECONDS, SILENT_SECONDS, Attempt, Watch
+from shapley.jobs.attempt import SILENT_SECONDS, Attempt, Watch
 from shapley.jobs.folder import RunFolder
 from shapley.jobs.kinds import job_of
 from shapley.jobs.segments import SUFFIX, Item, Sample, Shelf, write_segment
+from shapley.jobs.sharing import Shard, choose, owner, slice_of
+from shapley.jobs.signals import Pause, Signals, Stopped, signals
 from shapley.jobs.slurm import requeue_self
 from shapley.jobs.stream import Compute, Job, Stream
 from shapley.keyed import keyed_rng
 
 _SHARE = 0.01  # of the time, for saving
 _SHORTEST, _LONGEST = 2.0, 600.0  # seconds between segments
-_HELPERS = 64  # of a larger number of workers, so many help when they are done
+_HELPERS = 64  # of a larger number of workers, so many help at once when they are done
+_LATE = 8.0  # times ``SILENT_SECONDS`` after which all others do, who join one after the other
 _SCAN_SECONDS = 10.0
 _PATIENCE = 180.0  # seconds without work: what it takes to queue, start, and load a model
 _PATIENCE_ITEMS = 4  # and so many of the longest items: the end of a round is a matter of a few of them
 _MERGE_PATIENCE = 900.0  # while somebody merges
 _CLAIM = ".merging"  # how the names of files end that say that somebody merges a stream
-_SHORTEST_PAUSE = 0.1
 _LOOKS_A_SECOND = 500.0  # of all who wait, at most
-
-
-class Stopped(BaseException):
-    """A signal asked the worker to end; not an error."""
 
 
 @dataclass
@@ -66,16 +63,15 @@ class Bench:
     compute: Compute
 
 
-@dataclass(frozen=True)
-class Task:
-    """An item, of the ``bench``-th stream that has something left."""
+class Task(NamedTuple):
+    """An item, of the ``bench``-th stream at work."""
 
     bench: int
     item: Item
 
 
 def work(run: RunFolder, shard: int, of: int, device: str = "auto") -> str:
-    """Do a shard of the present round of every stream.
+    """Do a shard of the present round of every stream, and of the rounds after it.
 
     Args:
         run: whose.
@@ -92,11 +88,11 @@ def work(run: RunFolder, shard: int, of: int, device: str = "auto") -> str:
     if not -1 <= shard < of:
         raise ShapleyError(f"shard {shard} of {of}: expected 0 to {of - 1}")
     run.check_code()
-    with Attempt(run.workers, shard, of) as attempt, _signals() as signals:
+    with Attempt(run.workers, shard, of) as attempt, signals() as asked:
         try:
-            Worker(run, attempt, device, signals).run()
+            Worker(run, attempt, device, asked).run()
         except Stopped:
-            requeued = signals.asked_for == signal.SIGUSR2 and requeue_self()
+            requeued = asked.asked_for == signal.SIGUSR2 and requeue_self()
             attempt.say(state="stopped", error="sent back to the queue" if requeued else "")
             return "stopped"
         attempt.say(state="done")
@@ -106,10 +102,9 @@ def work(run: RunFolder, shard: int, of: int, device: str = "auto") -> str:
 class Worker:
     """See ``work``."""
 
-    def __init__(self, run: RunFolder, attempt: Attempt, device: str, signals: _Signals) -> None:
-        self._run, self._attempt, self._device, self._signals = run, attempt, device, signals
-        self._own = (attempt.report.shard, attempt.report.of)
-        self._scanned = time.monotonic()
+    def __init__(self, run: RunFolder, attempt: Attempt, device: str, asked: Signals) -> None:
+        self._run, self._attempt, self._device, self._signals = run, attempt, device, asked
+        self._own: Shard = (attempt.report.shard, attempt.report.of)
         self._segments = 0
         self._pending: dict[tuple[int, str], dict[Item, Sample]] = {}  # by bench and ending of the segment's name
         self._saved = time.monotonic()
@@ -120,26 +115,26 @@ class Worker:
 
     def run(self) -> None:
         """Round after round."""
-        while True:
-            complete = self._round()
-            if complete is False or not self._next_begins(bool(complete)):
-                return
+        while self._round():
+            pass
 
-    def _round(self) -> bool | None:
-        """What there is to do in the present round; returns whether it is complete, or nothing if others have to see to it."""
+    def _round(self) -> bool:
+        """Do what there is to do in the present round; returns whether to go on with the next."""
         benches = self._benches()
         tasks = [Task(i, item) for i, bench in enumerate(benches) for item in bench.items]
+        order = keyed_rng("help", self._attempt.name)
+        early = order.random() * self._own[1] < _HELPERS
+        watch = Watch(self._run.workers, self._attempt.report.rounds)
         try:
-            for task in _slice(tasks, *self._own):
-                shelf = benches[task.bench].shelf
-                if time.monotonic() - self._scanned > _SCAN_SECONDS:
-                    shelf.scan(_done_for(self._own))
-                    self._scanned = time.monotonic()
-                if task.item not in shelf.places:
-                    self._do(benches, task)
-            self._save(benches)
-            order = keyed_rng("help", self._attempt.name)
-            return self._help(benches, tasks, order) if order.random() * self._own[1] < _HELPERS else None
+            self._do_own(benches, tasks, watch if early else None)
+            if not early:
+                # With others waiting for the place, it is the few who help; else all do, one after the other.
+                if not self._all_started():
+                    return False
+                begins = self._wait(float(order.uniform(1, _LATE)) * SILENT_SECONDS)
+                if begins is not None:
+                    return begins
+            return self._help(benches, tasks, watch, order) and bool(self._wait(self._patience, watch))
         except Stopped:
             self._save(benches)
             raise
@@ -174,6 +169,22 @@ class Worker:
             )
         return opened
 
+    def _do_own(self, benches: list[Bench], tasks: list[Task], watch: Watch | None) -> None:
+        """The own slice, but for what others did. ``watch`` sees in time whose attempts have died."""
+        scanned = looked = time.monotonic()
+        for index in slice_of(len(tasks), self._own):
+            now, task = time.monotonic(), tasks[index]
+            shelf = benches[task.bench].shelf
+            if now - scanned > _SCAN_SECONDS:
+                shelf.scan(_done_for(self._own))
+                scanned = now
+            if watch and now - looked > SILENT_SECONDS:
+                watch.look()
+                looked = now
+            if task.item not in shelf.places:
+                self._do(benches, task)
+        self._save(benches)
+
     def _do(self, benches: list[Bench], task: Task, ending: str = "") -> None:
         start = time.monotonic()
         with self._signals.at_once():
@@ -199,19 +210,23 @@ class Worker:
         self._saved = time.monotonic()
         self._signals.check()
 
-    def _help(self, benches: list[Bench], tasks: list[Task], order: np.random.Generator) -> bool:
-        """Until everything is done, or all that is left has been in the hands of the living for a while."""
-        watch, pause = Watch(self._run.workers, self._attempt.report.rounds), self._pause()
+    def _help(self, benches: list[Bench], tasks: list[Task], watch: Watch, order: np.random.Generator) -> bool:
+        """Until everything is done, or all that is left has been in the hands of the living for a while; returns whether it is
+        done."""
+        pause, n_tasks = self._pause(), len(tasks)
         patience = self._patience if self._all_started() else SILENT_SECONDS
+        left = list(range(n_tasks))
         while True:
             for bench in benches:
                 bench.shelf.scan()
             mine = {Task(index, item) for (index, _), samples in self._pending.items() for item in samples}
-            left = [task for task in tasks if task.item not in benches[task.bench].shelf.places and task not in mine]
-            watch.look()
-            task, owner = _choose(tasks, left, watch.alive() - {self._own}, order)
-            if task:
-                self._do(benches, task, _done_for(owner))
+            left = [i for i in left if tasks[i].item not in benches[tasks[i].bench].shelf.places]
+            open_ones = [i for i in left if tasks[i] not in mine]
+            # Who only helps does not know of how many shards the others are.
+            watch.look({owner(i, n_tasks, self._own[1])[0] for i in left} if self._own[0] >= 0 else None)
+            chosen, whose = choose(open_ones, n_tasks, watch.alive() - {self._own}, order)
+            if chosen is not None:
+                self._do(benches, tasks[chosen], _done_for(whose))
                 pause = self._pause()
                 continue
             self._save(benches)
@@ -221,25 +236,30 @@ class Worker:
                 return False
             pause.wait()
 
-    def _next_begins(self, complete: bool) -> bool:
-        """Wait for the next round, if that may be worth it; merge the present one if it is complete and nobody does yet."""
+    def _wait(self, patience: float, watch: Watch | None = None) -> bool | None:
+        """Wait for the next round; with a ``watch``, the present one is complete, and is merged here if nobody does yet.
+
+        Returns:
+            whether there is one, or nothing when patience is at its end.
+        """
         if not self._all_started():
             return False
-        pause, watch = self._pause(), Watch(self._run.workers, self._attempt.report.rounds)
+        pause, many = self._pause(), True
+        if watch:
+            watch.look()
+            many = 2 * len(watch.alive()) >= self._own[1]
         while True:
-            patience = _MERGE_PATIENCE if any(self._run.workers.glob(f"*{_CLAIM}")) else self._patience
-            if complete:
-                watch.look()
+            limit = _MERGE_PATIENCE if any(self._run.workers.glob(f"*{_CLAIM}")) else patience
             streams = [stream for stream in job_of(self._run).streams if not stream.finished]
             behind = [stream for stream in streams if stream.round == self._rounds.get(stream.name)]
             if not behind:
                 return bool(streams)
-            if complete and 2 * len(watch.alive()) < self._own[1]:
+            if not many:
                 return False  # the few would go on alone, and the many could not start again before they end
-            if complete and not self._merge(behind):
+            if watch and not self._merge(behind):
                 return True  # what is damaged is done again
-            if pause.seconds > patience:
-                return False
+            if pause.seconds > limit:
+                return None
             pause.wait()
 
     def _merge(self, streams: list[Stream]) -> bool:
@@ -262,32 +282,15 @@ class Worker:
     def _patience(self) -> float:
         return _PATIENCE + _PATIENCE_ITEMS * self._longest
 
-    def _pause(self) -> _Pause:
-        return _Pause(self._signals, self._own[1] / _LOOKS_A_SECOND)
-
-
-def _choose(
-    tasks: list[Task], left: list[Task], alive: set[tuple[int, int]], order: np.random.Generator
-) -> tuple[Task | None, tuple[int, int]]:
-    """A task of a shard that nobody is seen to work at, in an order of one's own; else one of the last of the living shard
-    that has most left, if that is more than the one at work; and whose it is."""
-    wanted = set(left)
-    kept = {shard: [task for task in _slice(tasks, *shard) if task in wanted] for shard in alive}
-    theirs = {task for own in kept.values() for task in own}
-    if orphans := [task for task in left if task not in theirs]:
-        return orphans[int(order.integers(len(orphans)))], (-1, 0)
-    shard = max(kept, key=lambda shard: len(kept[shard]), default=(-1, 0))
-    theirs_left = kept.get(shard, [])
-    if len(theirs_left) < 2:
-        return None, shard
-    return theirs_left[-1 - int(order.integers(len(theirs_left) // 2))], shard
+    def _pause(self) -> Pause:
+        return Pause(self._signals, self._own[1] / _LOOKS_A_SECOND)
 
 
 def _nothing_to_do(item: Item) -> tuple[tuple[np.ndarray, ...], int]:
     raise AssertionError(f"{item} was there already")
 
 
-def _done_for(shard: tuple[int, int]) -> str:
+def _done_for(shard: Shard) -> str:
     """How the names of segments end that were made for another shard: it needs to read no others."""
     return f"-for-{shard[0]}-of-{shard[1]}"
 
@@ -307,68 +310,3 @@ def _claimed(path: Path) -> Iterator[bool]:
         yield True
     finally:
         path.unlink(missing_ok=True)
-
-
-class _Pause:
-    """Waits, longer and longer, up to a beat.
-
-    Attributes:
-        seconds: since the first.
-    """
-
-    def __init__(self, signals: _Signals, shortest: float) -> None:
-        self._signals, self._shortest, self._start = signals, max(shortest, _SHORTEST_PAUSE), time.monotonic()
-        self.seconds = 0.0
-
-    def wait(self) -> None:
-        with self._signals.at_once():
-            time.sleep(min(max(self.seconds / 4, self._shortest), BEAT_SECONDS))
-        self.seconds = time.monotonic() - self._start
-
-
-class _Signals:
-    """SIGTERM, SIGUSR2 and Ctrl-C raise ``Stopped``: at once within ``at_once``, else at the next ``check``."""
-
-    def __init__(self) -> None:
-        self.asked_for: int | None = None
-        self._now = False
-
-    def ring(self, number: int, frame: Any) -> None:
-        self.asked_for = number
-        if self._now:
-            self._now = False
-            raise Stopped
-
-    def check(self) -> None:
-        if self.asked_for is not None:
-            raise Stopped
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        self.check()
-        self._now = True
-        try:
-            yield
-        finally:
-            self._now = False
-
-
-@contextmanager
-def _signals() -> Iterator[_Signals]:
-    found = _Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield found
-        return
-    before = {number: signal.signal(number, found.ring) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
-    try:
-        yield found
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _slice(tasks: list[Task], shard: int, of: int) -> list[Task]:
-    """An even, contiguous share; nothing for those who only help."""
-    if shard < 0:
-        return []
-    return tasks[len(tasks) * shard // of : len(tasks) * (shard + 1) // of]

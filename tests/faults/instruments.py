@@ -34,11 +34,10 @@ class Instruments:
 
     def apply(self) -> None:
         """Change this process."""
-        from shapley.jobs import attempt, worker
+        from shapley.jobs import attempt, signals, worker
 
         for module, name, value in (
             (attempt, "BEAT_SECONDS", self.beat),
-            (worker, "BEAT_SECONDS", self.beat),
             (attempt, "SILENT_SECONDS", 3 * self.beat),
             (worker, "SILENT_SECONDS", 3 * self.beat),
             (worker, "_SCAN_SECONDS", self.beat),
@@ -46,7 +45,8 @@ class Instruments:
             (worker, "_SHARE", self.share),
             (worker, "_PATIENCE", 10 * self.beat),
             (worker, "_MERGE_PATIENCE", 50 * self.beat),
-            (worker, "_SHORTEST_PAUSE", self.beat / 10),
+            (signals, "_SHORTEST", self.beat / 10),
+            (signals, "_LONGEST", self.beat),
         ):
             assert hasattr(module, name), f"{module.__name__} has no {name} any more"
             setattr(module, name, value)
