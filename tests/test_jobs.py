@@ -358,7 +358,7 @@ def test_a_failed_worker_says_why(tmp_path, monkeypatch):
     )
     with pytest.raises(RuntimeError):
         work(run, 1, 3)
-    (report,) = read_reports(run.workers)
+    (report,) = [each for each in read_reports(run.workers) if each.step == "work"]
     assert (report.state, report.error) == ("failed", "RuntimeError: no way") and "gradients" in report.traceback
     found = status(run)
     assert (
@@ -457,3 +457,29 @@ def test_the_chain_waits_for_the_right_things(tmp_path):
     assert [link.kind for link in links[1:3]] == ["afterok", "afterany"]
     assert {link.step.array for link in links if link.step.name == "work"} == {5}
     assert all(not link.step.gpu for link in links if link.step.name == "merge")
+
+
+@pytest.mark.parametrize("action", [prepare, merge])
+def test_status_says_why_a_step_failed_until_it_succeeds(tmp_path, monkeypatch, action):
+    run = new_run(tmp_path)
+    if action is merge:
+        prepare(run, show=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("shapley.jobs.advance.job_of", lambda run: (_ for _ in ()).throw(ShapleyError("no such model")))
+        with pytest.raises(ShapleyError):
+            action(run)
+    found = status(run)
+    assert [report.error for report in found.failed] == ["no such model"]
+    said = describe(run, found)
+    assert f"{action.__name__} on " in said and "failed: no such model" in said and "0 failed" in said
+    action(run, show=False)
+    assert "failed:" not in describe(run, status(run))
+
+
+def test_a_failed_preparation_takes_the_rest_out_of_the_queue(tmp_path, monkeypatch):
+    run = create(tmp_path / "run", TOPICS, Plan(estimator="tmab"), SYNTHETIC, 3, [])
+    ended = []
+    monkeypatch.setattr("shapley.jobs.advance.end_chain", ended.append)
+    with pytest.raises(ShapleyError, match="cannot be shared"):
+        prepare(run, show=False)
+    assert ended == [run]

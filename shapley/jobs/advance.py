@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from shapley.errors import ShapleyError
+from shapley.jobs.attempt import Attempt
 from shapley.jobs.folder import RunFolder
 from shapley.jobs.kinds import job_of
 from shapley.jobs.segments import DamagedError, Item, Reader, Sample
@@ -40,15 +41,22 @@ class Standing:
 
 
 def prepare(run: RunFolder, device: str = "auto", show: bool = True) -> None:
-    """Load the model once, before any array starts; choose what is left open, and begin round 0.
+    """Load the model once, before any array starts; choose what is left open, and begin round 0. A job that fails at it takes
+    what waits for it out of the queue.
 
     Raises:
         ShapleyError: what is wrong with the model, the prompts or the settings; or other code than was submitted.
     """
-    run.check_code()
-    job = job_of(run)
-    if not (run.frozen and all(stream.sound for stream in job.streams)):
-        job.prepare(device, show)
+    try:
+        with Attempt(run.workers, step="prepare") as attempt:
+            run.check_code()
+            job = job_of(run)
+            if not (run.frozen and all(stream.sound for stream in job.streams)):
+                job.prepare(device, show)
+            attempt.done()
+    except Exception:
+        end_chain(run)
+        raise
 
 
 def merge(run: RunFolder, show: bool = True) -> Standing:
@@ -57,6 +65,13 @@ def merge(run: RunFolder, show: bool = True) -> Standing:
     Raises:
         ShapleyError: segments of other settings, or other code than was submitted.
     """
+    with Attempt(run.workers, step="merge") as attempt:
+        standing = _merge(run, show)
+        attempt.done()
+        return standing
+
+
+def _merge(run: RunFolder, show: bool) -> Standing:
     run.check_code()
     job = job_of(run)
     streams = [stream for stream in job.streams if not stream.finished]

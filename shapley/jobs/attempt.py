@@ -29,8 +29,9 @@ class Report:
     """What an attempt says of itself.
 
     Attributes:
+        step: what it does: ``work``, ``prepare`` or ``merge``.
         shard, of: its share of the work.
-        name: unique.
+        name: of its file; of those who work, unique.
         beat: counts up while it lives.
         state: ``working``, ``done``, ``stopped`` (by a signal) or ``failed``.
         rows: forward rows so far; ``seconds``, of work.
@@ -44,6 +45,7 @@ class Report:
     name: str
     host: str
     pid: int
+    step: str = "work"
     job: str = ""
     rounds: str = ""
     beat: int = 0
@@ -57,11 +59,12 @@ class Report:
 class Attempt:
     """Says what it does in a file of its own, every few seconds, from a thread; as a context manager."""
 
-    def __init__(self, folder: Path, shard: int, of: int) -> None:
+    def __init__(self, folder: Path, shard: int = -1, of: int = 1, step: str = "work") -> None:
         job = os.environ.get("SLURM_ARRAY_JOB_ID")
-        name = f"{shard:05d}-{job or 0}-{uuid.uuid4().hex[:12]}"
+        # Of preparing and merging the last one counts.
+        name = f"{shard:05d}-{job or 0}-{uuid.uuid4().hex[:12]}" if step == "work" else step
         task = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if job else os.environ.get("SLURM_JOB_ID", "")
-        self.report = Report(shard, of, name, platform.node(), os.getpid(), task)
+        self.report = Report(shard, of, name, platform.node(), os.getpid(), step, task)
         self._folder, self._path = folder, folder / f"{name}.json"
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -86,6 +89,10 @@ class Attempt:
         text = "".join(traceback.format_exception(error))[-4000:]
         self.say(state="failed", error=" ".join(line.split())[:500], traceback=text)
 
+    def done(self) -> None:
+        """Say that all went well."""
+        self.say(state="done")
+
     def say(self, **changes: Any) -> None:
         """Write the report, with these fields changed. A full disk is no reason to stop the work."""
         with self._lock:
@@ -102,7 +109,8 @@ class Attempt:
     def started(self) -> set[int]:
         """Shards of the same array, or of none as this, that were ever started."""
         array = self.name.rsplit("-", 1)[0].split("-")[-1]
-        return {int(path.name[:5]) for path in self._folder.glob(f"?????-{array}-*.json")}
+        shards = (int(path.name[:5]) for path in self._folder.glob(f"?????-{array}-*.json"))
+        return {shard for shard in shards if shard >= 0}
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):

@@ -84,7 +84,7 @@ def status(run: RunFolder, n_top: int = 5) -> RunStatus:
     for report in reports:
         by_state[report.state].append(report)
     running = [report for report in by_state["working"] if _lives(report, queue)]
-    again = {(report.shard, report.of) for report in [*running, *by_state["done"]]}
+    again = {_place(report) for report in [*running, *by_state["done"]]}
     rate = sum(report.rows / report.seconds for report in running if report.seconds > 0)
     left = sum(topic.planned - topic.rows for topic in topics if topic.state != "finished")
     return RunStatus(
@@ -94,7 +94,7 @@ def status(run: RunFolder, n_top: int = 5) -> RunStatus:
         running,
         by_state["done"],
         by_state["stopped"],
-        [report for report in by_state["failed"] if (report.shard, report.of) not in again],
+        [report for report in by_state["failed"] if _place(report) not in again],
         [report for report in by_state["working"] if report not in running],
         dict(Counter(entry.reason for entry in queue.values() if entry.state == "PENDING").most_common()),
         rate,
@@ -117,7 +117,8 @@ def describe(run: RunFolder, found: RunStatus, logs: bool = False) -> str:
             lines.append(f"  top: {'; '.join(best)}")
         lines += [f"  damaged: {line}" for line in topic.damaged]
     names = ("running", "done", "stopped", "failed", "lost")
-    counts = ", ".join(f"{len(getattr(found, name))} {name}" for name in names)
+    by_name = {name: sum(report.step == "work" for report in getattr(found, name)) for name in names}
+    counts = ", ".join(f"{count} {name}" for name, count in by_name.items())
     reasons = ", ".join(f"{n} {reason or 'new'}" for reason, n in found.queued.items())
     lines.append(
         f"workers: {counts}; {sum(found.queued.values())} tasks in the queue" + f" ({reasons})" * bool(reasons)
@@ -127,7 +128,7 @@ def describe(run: RunFolder, found: RunStatus, logs: bool = False) -> str:
     if found.rate > 0:
         lines.append(f"{found.rate:.1f} forward rows a second, at most {_duration(found.left)} to go")
     for report in found.failed:
-        lines.append(f"shard {report.shard} on {report.host} failed: {report.error}")
+        lines.append(f"{_title(report)} on {report.host} failed: {report.error}")
         if logs:
             lines += [f"  log: {_log(run, report)}", *(f"  {line}" for line in report.traceback.splitlines())]
     if found.failed and not logs:
@@ -135,6 +136,17 @@ def describe(run: RunFolder, found: RunStatus, logs: bool = False) -> str:
     if not found.running and not found.queued:
         lines.append("nobody works: the same 'shapley submit' goes on with what is left")
     return "\n".join(lines)
+
+
+def _place(report: Report) -> tuple[str, int, int]:
+    """What another attempt has to be to make up for one that failed."""
+    return report.step, report.shard, report.of
+
+
+def _title(report: Report) -> str:
+    if report.step != "work":
+        return report.step
+    return f"shard {report.shard}" if report.shard >= 0 else "an added worker"
 
 
 def _queue(run: RunFolder) -> dict[str, slurm.QueueEntry]:

@@ -95,7 +95,7 @@ def work(run: RunFolder, shard: int, of: int, device: str = "auto") -> str:
             requeued = asked.asked_for == signal.SIGUSR2 and requeue_self()
             attempt.say(state="stopped", error="sent back to the queue" if requeued else "")
             return "stopped"
-        attempt.say(state="done")
+        attempt.done()
         return "done"
 
 
