@@ -75,7 +75,7 @@ class Outcome:
 
 def simulate(plan: list[Round], n_topics: int, n_prompts: int, cluster: Cluster) -> Outcome:
     """A run from its submission to its end."""
-    first = n_topics * _ENDS_ROWS * n_prompts / cluster.rate
+    first = _ENDS_ROWS * n_prompts / cluster.rate  # of one topic
     preparing, between, arrays, ledger = (
         cluster.delay + cluster.start + cluster.load + first,
         cluster.delay,
@@ -93,7 +93,7 @@ def simulate(plan: list[Round], n_topics: int, n_prompts: int, cluster: Cluster)
         arrays += link.run()
         ledger.add(link.ledger)
     rows = n_topics * sum(sum(each.rows.values()) for each in plan)
-    perfect = (first + rows / cluster.rate) / cluster.shards
+    perfect = rows / cluster.rate / cluster.shards
     return Outcome(perfect, preparing + between + arrays, preparing, between, arrays, n_arrays, ledger)
 
 

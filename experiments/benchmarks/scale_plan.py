@@ -11,12 +11,14 @@ from scale_cluster import Round
 from shapley.estimators.coalitions import N_PAIRS, ROWS_PER_UNIT
 from shapley.estimators.registry import Plan, build
 from shapley.estimators.two_stage import _PART_PLAYERS, Sample, TwoStage
+from shapley.jobs.folder import ENDS
 from shapley.jobs.segments import Item
 from shapley.jobs.synthetic import SyntheticGame
 from shapley.prompts import Prompt, TopicPrompts
 
 _POOL = 8  # different gradients, used in turn
 _GRADIENT_ROWS = 3 * ROWS_PER_UNIT
+_ENDS_ROWS = 2  # of each prompt
 
 
 def rounds(model: str, budget: int, n_prompts: int, top_k: int) -> list[Round]:
@@ -43,6 +45,8 @@ def rounds(model: str, budget: int, n_prompts: int, top_k: int) -> list[Round]:
             assert len(sizes) == estimator.parts()
             items |= {Item(unit, part): size for part, size in enumerate(sizes)}
             estimator.take(samples.gradient(0) if unit < 0 else samples.sample(unit, players))
+        if not found:
+            items[ENDS] = _ENDS_ROWS * n_prompts, 16
         rows, size = ({item: both[i] for item, both in items.items()} for i in (0, 1))
         found.append(Round(rows, size))
     return found

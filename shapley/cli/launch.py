@@ -69,7 +69,9 @@ class Launch:
         if self.dry_run:
             _show(self.folder, self.shards, self.site, self.device)
             return
-        max_array_size()  # before a folder is made: is there a Slurm?
+        # Before a folder is made: is there a Slurm, and does the folder have a name that scripts can say?
+        max_array_size()
+        scripts(self.folder, self.shards, self.site, self.device)
         run = make()
         ids = submit(run, self.shards, self.site, self.device)
         click.echo(f"{run.path}: {len(ids)} jobs, {ids[0]} to {ids[-1]}; see 'shapley status {run.path} --watch'")

@@ -176,7 +176,17 @@ class Estimator(ABC):
     def begin(self) -> None:
         """Evaluate the two ends of the game, once."""
         if np.isnan(self.value_full):
-            self.value_full, self.value_empty = self._ends()
+            self.take_ends(self.ends())
+
+    def take_ends(self, ends: tuple[float, float], rows: int = 0) -> None:
+        """Set v(N) and v(0), which cost ``rows`` forward rows elsewhere."""
+        self.value_full, self.value_empty = ends
+        self._earlier_rows += rows
+
+    @property
+    def needs_ends(self) -> bool:
+        """Whether samples depend on v(N) and v(0)."""
+        return False
 
     def take(self, sample: Any, rows: int = 0) -> None:
         """Add the current unit's sample, which cost ``rows`` forward rows elsewhere, and go to the next unit."""
@@ -253,7 +263,7 @@ class Estimator(ABC):
     def _new_moments(self) -> Moments:
         return Moments(self.game.n_players)
 
-    def _ends(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
         """v(N), and v(0) averaged over a few draws where it depends on them."""
         n = self.game.n_players
         draws = np.arange(EMPTY_DRAWS if self.game.stochastic else 1)

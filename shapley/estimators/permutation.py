@@ -118,6 +118,10 @@ class Permutation(Estimator):
         return total / np.maximum(seen, 1), seen
 
     @property
+    def needs_ends(self) -> bool:
+        return self.truncation > 0
+
+    @property
     def midway(self) -> bool:
         return not bool(np.isnan(self._walk_values).all())
 

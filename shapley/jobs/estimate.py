@@ -13,7 +13,7 @@ from shapley.errors import ShapleyError
 from shapley.estimators.base import Estimator
 from shapley.estimators.registry import build
 from shapley.facts import GameFacts
-from shapley.jobs.folder import RunFolder, TopicFolder
+from shapley.jobs.folder import ENDS, RunFolder, TopicFolder
 from shapley.jobs.games import GameMaker, open_games
 from shapley.jobs.sealed import write_sealed
 from shapley.jobs.segments import Item, Sample
@@ -43,11 +43,14 @@ class EstimateJob:
         for _, estimator, _ in built:
             _check_apart(estimator)
         self._run.freeze_memory(built[0][1].game.memory)  # type: ignore[attr-defined]
-        for topic, estimator, reason in built:
+        for number, (topic, estimator, reason) in enumerate(built):
             if topic.sound():
                 continue
             start = time.monotonic()
-            estimator.begin()
+            if (
+                number == 0 or estimator.needs_ends
+            ):  # the first, to see whether the model runs; others are left to the workers
+                estimator.begin()
             record = {
                 "game": GameFacts.record_of(estimator.game),
                 "model": model,
@@ -125,8 +128,12 @@ class TopicStream:
 
         def compute(item: Item) -> tuple[tuple[np.ndarray, ...], int]:
             before = game.forward_rows
-            at_work.adopt(estimator, item.unit)
-            return estimator.part(item.part), game.forward_rows - before
+            if item == ENDS:
+                arrays: tuple[np.ndarray, ...] = (np.array(estimator.ends()),)
+            else:
+                at_work.adopt(estimator, item.unit)
+                arrays = estimator.part(item.part)
+            return arrays, game.forward_rows - before
 
         return compute
 
@@ -142,6 +149,8 @@ class TopicStream:
         return Figures(self._topic.rounds()[-1], rows, attrs["wall_seconds"], rows, (score, stderr, count))
 
     def title(self, item: Item) -> str:
+        if item == ENDS:
+            return "v(N) and v(0)"
         return f"unit {item.unit} part {item.part}" if item.unit >= 0 else f"part {item.part} before unit 0"
 
 
@@ -171,6 +180,11 @@ class TopicLedger:
         parts: list[Sample] = []
         unit = self._estimator.unit
         for item, sample in samples:
+            if item == ENDS:
+                full, empty = map(float, sample.arrays[0])
+                self._estimator.take_ends((full, empty), sample.rows)
+                self._seconds += sample.seconds
+                continue
             if item.unit != unit:
                 self._add(parts)
                 unit, parts = item.unit, []

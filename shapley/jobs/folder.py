@@ -47,13 +47,16 @@ _RECORD, _PROMPTS, _SPARE = "run.json", "prompts.jsonl", "spare"
 _RESULTS = {"estimate": "scores.h5", "sweep": "sweep.h5"}  # of each kind of run
 
 
+ENDS = Item(-2, 0)  # v(N) and v(0)
+
+
 @dataclass(frozen=True)
 class Round:
     """A round of one topic: units ``first`` to ``first + n_units - 1`` can be computed apart.
 
     Attributes:
         number: from 0.
-        ends: v(N) and v(0).
+        ends: v(N) and v(0); NaN where they are still to be computed.
         shared: what the estimator's ``advance`` needs of the samples before.
     """
 
@@ -69,7 +72,7 @@ class Round:
 
     def items(self, estimator: Estimator) -> list[Item]:
         """All of the round's work, in order."""
-        found = []
+        found = [ENDS] if np.isnan(self.ends[0]) else []
         for unit in range(self.first, self.first + self.n_units):
             self.adopt(estimator, unit)
             found += [Item(unit, part) for part in range(estimator.parts())]

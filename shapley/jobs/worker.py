@@ -45,7 +45,7 @@ from shapley.keyed import keyed_rng
 _SHARE = 0.01  # of the time, for saving
 _SHORTEST, _LONGEST = 2.0, 600.0  # seconds between segments
 _HELPERS = 64  # of a larger number of workers, so many help at once when they are done
-_LATE = 8.0  # times ``SILENT_SECONDS`` after which all others do, who join one after the other
+_LATE = 16.0  # times ``SILENT_SECONDS`` after which all others do, who join one after the other
 _SCAN_SECONDS = 10.0
 _PATIENCE = 180.0  # seconds without work: what it takes to queue, start, and load a model
 _PATIENCE_ITEMS = 4  # and so many of the longest items: the end of a round is a matter of a few of them
