@@ -124,7 +124,7 @@ def read_reports(folder: Path, shards: Collection[int] | None = None) -> list[Re
     for path in sorted(folder.glob("*.json")):
         if wanted is not None and path.name[:5] not in wanted:
             continue
-        with suppress(ShapleyError):
+        with suppress(ShapleyError, TypeError):  # of another version, too
             found.append(Report(**read_sealed(path, "", "")))
     return found
 
