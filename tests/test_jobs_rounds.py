@@ -74,10 +74,23 @@ def test_other_arrays_do_not_count(run, monkeypatch):
 
 
 def test_a_merge_that_was_killed_holds_nobody_up_for_good(run, monkeypatch):
-    monkeypatch.setattr(worker, "_claimed", lambda path: path.touch() or nullcontext(False))
+    """One that is not known to have been."""
+    monkeypatch.setattr(worker, "_claimed", lambda path, name: path.touch() or nullcontext(False))
     assert work(run, 0, 1) == "done" and rounds(run) == [0, 0]
     merge(run, show=False)
     assert run.result.exists() == (run.plan.estimator == "permutation")
+
+
+def test_the_claim_of_a_dead_worker_is_taken_over(run, monkeypatch):
+    monkeypatch.setattr("shapley.jobs.attempt.SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(worker, "_MERGE_PATIENCE", 60.0)
+    dead = Attempt(run.workers, 0, 2)
+    for topic in run.topics:
+        (run.workers / f"{topic.path.name}-0000.merging").write_text(dead.name)
+    with Attempt(run.workers, 1, 2):  # so that many live
+        dead.say(rounds="one:0 two:0")
+        assert work(run, 0, 1) == "done"
+    assert_same(run, run.plan)
 
 
 def test_what_is_damaged_is_done_again_before_the_next_round(run, monkeypatch):

@@ -145,7 +145,7 @@ class Link:
         self._state = before._state if before else self._begin(0)
         for done in self._state.done:
             done.update(dict.fromkeys(done, 0.0))
-        self._claims: set[str] = set()
+        self._claims: dict[str, str] = {}  # by file, whose
         self._started: set[int] = set()
         self._lives: dict[str, _Life] = {}
         self._ends: dict[int, float] = {}
@@ -317,17 +317,23 @@ class _Claim:
         self._own, self._name = own, name
 
     @contextmanager
-    def held(self) -> Iterator[bool]:
+    def held(self, name: str) -> Iterator[bool]:
         claims = self._own.link._claims
         if self._name in claims:
             yield False
             return
-        claims.add(self._name)
+        claims[self._name] = name
         try:
             yield True
         finally:
             if not self._own.killed:  # the dead leave it
-                claims.remove(self._name)
+                claims.pop(self._name, None)
+
+    def read_text(self) -> str:
+        return self._own.link._claims.get(self._name, "")
+
+    def unlink(self, missing_ok: bool) -> None:
+        self._own.link._claims.pop(self._name, None)
 
 
 class _Stream:

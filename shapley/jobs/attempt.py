@@ -154,5 +154,8 @@ class Watch:
 
     def alive(self) -> set[tuple[int, int]]:
         """Shards, as (number, of how many), whose attempt was seen to beat a short while ago."""
-        limit = time.monotonic() - SILENT_SECONDS
-        return {self._shards[name] for name, (_, when) in self._seen.items() if when > limit}
+        return {self._shards[name] for name in self._seen if self.lives(name)}
+
+    def lives(self, name: str) -> bool:
+        """Whether an attempt was seen to beat a short while ago."""
+        return name in self._seen and self._seen[name][1] > time.monotonic() - SILENT_SECONDS

@@ -256,17 +256,20 @@ class Worker:
                 return bool(streams)
             if not many:
                 return False  # the few would go on alone, and the many could not start again before they end
-            if watch and not self._merge(behind):
+            if watch and not self._merge(behind, watch):
                 return True  # what is damaged is done again
             if pause.seconds > limit:
                 return None
             pause.wait()
 
-    def _merge(self, streams: list[Stream]) -> bool:
+    def _merge(self, streams: list[Stream], watch: Watch) -> bool:
         """Merge what nobody merges; returns whether all of that was there."""
         for stream in streams:
             at_work = self._rounds[stream.name]
-            with _claimed(self._run.workers / f"{stream.path.name}-{at_work:04d}{_CLAIM}") as mine:
+            claim = self._run.workers / f"{stream.path.name}-{at_work:04d}{_CLAIM}"
+            with _claimed(claim, self._attempt.name) as mine:
+                if not mine:
+                    _give_up_for_dead(claim, watch)
                 # Somebody may have merged it since it was looked at.
                 if mine and not stream.finished and stream.round == at_work:
                     if merge_stream(stream)[0]:
@@ -296,11 +299,12 @@ def _done_for(shard: Shard) -> str:
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Make an empty file for as long as the block runs; whether it was this process that made it. Holds on network file
-    systems, too."""
+def _claimed(path: Path, name: str) -> Iterator[bool]:
+    """Have a file with this attempt's name for as long as the block runs; whether it was this process that made it. Holds on
+    network file systems, too."""
     try:
-        path.open("x").close()
+        with path.open("x") as file:
+            file.write(name)
     except FileExistsError:
         yield False
         return
@@ -310,3 +314,15 @@ def _claimed(path: Path) -> Iterator[bool]:
         yield True
     finally:
         path.unlink(missing_ok=True)
+
+
+def _give_up_for_dead(claim: Path, watch: Watch) -> None:
+    """Remove the claim of an attempt that was seen to stand still. If it lives after all, two merge, which does no harm."""
+    try:
+        name = claim.read_text()
+    except OSError:
+        return
+    if name:
+        watch.look({int(name[:5])})
+        if not watch.lives(name):
+            claim.unlink(missing_ok=True)
