@@ -160,8 +160,8 @@ def write_checkpoint(path: Path, settings: str, state: Mapping[str, np.ndarray])
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_checkpoint(path: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """The settings and the state of a checkpoint.
+def read_checkpoint(path: Path, remedy: str = ": start again with --overwrite") -> tuple[str, dict[str, np.ndarray]]:
+    """The settings and the state of a checkpoint; ``remedy`` ends the line that says that it cannot be read.
 
     Raises:
         ShapleyError: it cannot be read, or is damaged.
@@ -175,7 +175,7 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, np.ndarray]]:
         return settings, state
     except Exception as error:  # damaged archives raise all sorts
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ShapleyError(f"cannot read checkpoint {path} ({reason}): start again with --overwrite") from error
+        raise ShapleyError(f"cannot read checkpoint {path} ({reason}){remedy}") from error
 
 
 def _state_digest(settings: str, state: Mapping[str, np.ndarray]) -> str:

@@ -6,7 +6,13 @@ In this process, on a game without a model; ``tests/faults`` does it to real pro
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,19 +22,21 @@ from shapley.estimators.registry import Plan, build
 from shapley.jobs import worker
 from shapley.jobs.advance import merge, prepare
 from shapley.jobs.attempt import Attempt, Watch, read_reports
-from shapley.jobs.estimate import TopicStream
+from shapley.jobs.estimate import TopicStream, check_apart
 from shapley.jobs.folder import RunFolder, create
 from shapley.jobs.games import game_record, open_games
+from shapley.jobs.local import run_here
+from shapley.jobs.profile import Profile
 from shapley.jobs.segments import DamagedError, Item, Sample, Shelf, read_header, read_sample, write_segment
 from shapley.jobs.signals import Stopped
 from shapley.jobs.status import describe, status
-from shapley.jobs.submit import chain
+from shapley.jobs.submit import add_workers, chain
 from shapley.jobs.worker import work
 from shapley.prompts import Prompt, TopicPrompts
 from shapley.runs import estimate
 from shapley.store import ScoreFile
 from tests.test_runs import TOPICS as MODEL_TOPICS
-from tests.test_workers import save_model
+from tests.test_workers import children_of, save_model, workers_among
 
 TOPICS = {
     topic: TopicPrompts(topic, tuple(Prompt(topic, f"prompt {i}", " a") for i in range(8))) for topic in ("one", "two")
@@ -483,3 +491,46 @@ def test_a_failed_preparation_takes_the_rest_out_of_the_queue(tmp_path, monkeypa
     with pytest.raises(ShapleyError, match="cannot be shared"):
         prepare(run, show=False)
     assert ended == [run]
+
+
+def test_two_merges_may_put_the_same_segment_aside(tmp_path, monkeypatch):
+    run = new_run(tmp_path, PLANS["gradient"])
+    prepare(run, show=False)
+    work(run, 0, 1)
+    (path,) = list(run.topics[0].path.glob("round-0000/*.segment"))[:1]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    rename = Path.rename
+
+    def twice(self, target):
+        rename(self, target)
+        rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.rename", twice)
+        assert str(path) in merge(run, show=False).damaged[0]
+
+
+def test_mistakes_that_submit_knows(tmp_path):
+    run = new_run(tmp_path, PLANS["gradient"])
+    prepare(run, show=False)
+    with pytest.raises(ShapleyError, match="has nothing in the queue that workers could help with"):
+        add_workers(run, 1, Profile())
+    with pytest.raises(ShapleyError, match="cannot be shared among shards"):
+        check_apart("tmab")
+    check_apart("auto")
+    assert status(run).left is None and "NaN" not in json.dumps(asdict(status(run)), default=str)
+
+
+def test_a_killed_worker_here_is_one_line(tmp_path):
+    run = new_run(tmp_path, PLANS["gradient"], model="synthetic:4x64@1")
+
+    def kill():
+        while not list(run.workers.glob("0000*.json")):
+            time.sleep(0.1)
+        os.kill(workers_among(children_of(os.getpid()))[0], signal.SIGKILL)
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(ShapleyError, match="a worker process was killed"):
+        run_here(run, ["cpu", "cpu"], 1, show=False)

@@ -54,7 +54,10 @@ class Launch:
         names = ("folder", "shards", "profile", "here", "dry_run", "device")
         folder, shards, profile, here, dry_run, device = (options.pop(name) for name in names)
         if here == (profile is not None):
-            raise ShapleyError("give --profile SITE.yaml to submit to Slurm, or --here to run on this machine")
+            not_both = ", not both" if here else ""
+            raise ShapleyError(
+                f"give --profile SITE.yaml to submit to Slurm, or --here to run on this machine{not_both}"
+            )
         if dry_run and here:
             raise ShapleyError("--dry-run shows batch scripts: give it a --profile")
         if shards < 1:

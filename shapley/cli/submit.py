@@ -12,6 +12,7 @@ from shapley.cli.launch import Launch, launch_options, profile_option
 from shapley.cli.options import command_line, device_option, model_options
 from shapley.cli.play import Wanted, estimate_options
 from shapley.cli.sweep_options import WantedSweep, sweep_options
+from shapley.jobs.estimate import check_apart
 from shapley.jobs.folder import RunFolder, create
 from shapley.jobs.games import game_record
 from shapley.jobs.profile import read_profile
@@ -32,6 +33,7 @@ def estimate(**options: Any) -> None:
     """Score every neuron for every topic of a prompts file. The same command again goes on where a run stopped."""
     launch = Launch.of(options)
     wanted = Wanted.of(options)
+    check_apart(wanted.plan.estimator)
     game = game_record(
         _from_anywhere(wanted.model),
         trust_remote_code=wanted.trust_remote_code,

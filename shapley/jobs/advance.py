@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from shapley.errors import ShapleyError
@@ -18,6 +19,7 @@ from shapley.jobs.attempt import Attempt
 from shapley.jobs.folder import RunFolder
 from shapley.jobs.kinds import job_of
 from shapley.jobs.segments import DamagedError, Item, Reader, Sample
+from shapley.jobs.slurm import in_slurm
 from shapley.jobs.stream import Present, Stream
 from shapley.jobs.submit import end_chain
 from shapley.progress import say
@@ -56,6 +58,8 @@ def prepare(run: RunFolder, device: str = "auto", show: bool = True) -> None:
             attempt.done()
     except Exception:
         end_chain(run)
+        if in_slurm() and not run.frozen:  # nothing was done for it: the folder is free for a corrected command
+            (run.path / "jobs.json").unlink(missing_ok=True)
         raise
 
 
@@ -126,6 +130,7 @@ def _samples(present: Present) -> Iterator[tuple[Item, Sample]]:
             try:
                 sample = reader.read(place)
             except DamagedError as error:
-                place.path.rename(place.path.with_suffix(".damaged"))
+                with suppress(FileNotFoundError):  # another merge may have seen it, too
+                    place.path.rename(place.path.with_suffix(".damaged"))
                 raise error
             yield item, sample

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from shapley.errors import ShapleyError
-from shapley.estimators.base import Estimator
-from shapley.estimators.registry import build
+from shapley.estimators.registry import ESTIMATORS, build
 from shapley.facts import GameFacts
 from shapley.jobs.folder import ENDS, RunFolder, TopicFolder
 from shapley.jobs.games import GameMaker, open_games
@@ -41,15 +40,13 @@ class EstimateJob:
         topics = self._run.topics
         built = [(topic, *build(self._run.plan, make(topic.topic), key=topic.name)) for topic in topics]
         for _, estimator, _ in built:
-            _check_apart(estimator)
-        self._run.freeze_memory(built[0][1].game.memory)  # type: ignore[attr-defined]
+            check_apart(estimator.name)
         for number, (topic, estimator, reason) in enumerate(built):
             if topic.sound():
                 continue
             start = time.monotonic()
-            if (
-                number == 0 or estimator.needs_ends
-            ):  # the first, to see whether the model runs; others are left to the workers
+            # The first, to see whether the model runs; the others' are left to the workers.
+            if number == 0 or estimator.needs_ends:
                 estimator.begin()
             record = {
                 "game": GameFacts.record_of(estimator.game),
@@ -60,6 +57,7 @@ class EstimateJob:
             write_sealed(topic.path / "facts.json", record)
             topic.save(estimator, 0, time.monotonic() - start)
             say(f"{topic.name}: estimator {estimator.name} ({reason}), {estimator.game.n_players} players", show=show)
+        self._run.freeze_memory(built[0][1].game.memory)  # type: ignore[attr-defined]
 
     def collect(self, show: bool) -> None:
         if self._run.scores.exists():
@@ -83,10 +81,11 @@ def _with_remedy(topic: TopicFolder) -> Iterator[None]:
         raise ShapleyError(f"{error}: remove it, and 'shapley merge {run}' does") from error
 
 
-def _check_apart(estimator: Estimator) -> None:
-    if not estimator.apart:
+def check_apart(name: str) -> None:
+    """Raises ShapleyError when an estimator's work cannot be shared; one that is still to be chosen passes."""
+    if name in ESTIMATORS and not ESTIMATORS[name].apart:
         raise ShapleyError(
-            f"estimator {estimator.name!r} does one unit after another and cannot be shared among shards: "
+            f"estimator {name!r} does one unit after another and cannot be shared among shards: "
             "choose two-stage, permutation or gradient"
         )
 

@@ -119,7 +119,7 @@ class TopicFolder:
 
     def round(self, number: int) -> Round:
         """Raises ShapleyError when it is not there or damaged."""
-        _, state = read_checkpoint(self.path / f"round-{number:04d}.npz")
+        _, state = read_checkpoint(self.path / f"round-{number:04d}.npz", remedy="")
         first, n_units = map(int, state.pop("units"))
         full, empty = map(float, state.pop("ends"))
         return Round(number, first, n_units, (full, empty), state)
@@ -160,7 +160,7 @@ class TopicFolder:
             ShapleyError: the state is damaged, or of other settings.
         """
         path = self.path / f"state-{number:04d}.npz"
-        saved, state = read_checkpoint(path)
+        saved, state = read_checkpoint(path, remedy="")
         record = json.loads(saved)
         if record["settings"] != self._settings:
             raise ShapleyError(f"{path} belongs to a run with other settings: it was put here by hand")
@@ -405,4 +405,4 @@ def folder_name(index: int, name: str) -> str:
 
 def remake(run: Path) -> str:
     """What to do about a damaged file that preparing makes."""
-    return f"'shapley prepare {run}' makes it again"
+    return f"'shapley prepare {run}' makes it again, or the same 'shapley submit'"

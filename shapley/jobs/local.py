@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 from joblib import Parallel, delayed
 
@@ -33,9 +34,15 @@ def run_here(run: RunFolder, devices: Sequence[str], threads: int, show: bool = 
             count = sum(map(len, standing.missing.values()))
             raise ShapleyError(f"{count} items of work in {run.path} stay undone: see 'shapley status {run.path}'")
         before = done
-        ends = Parallel(n_jobs=len(devices), backend="loky")(
-            delayed(_work)(str(run.path), shard, len(devices), device, threads) for shard, device in enumerate(devices)
-        )
+        try:
+            ends = Parallel(n_jobs=len(devices), backend="loky")(
+                delayed(_work)(str(run.path), shard, len(devices), device, threads)
+                for shard, device in enumerate(devices)
+            )
+        except BrokenProcessPool:
+            raise ShapleyError(
+                "a worker process was killed (out of memory?); what was saved is kept: go on with the same command"
+            ) from None
         if "stopped" in ends:
             raise ShapleyError(f"stopped; go on with the same command, or 'shapley status {run.path}'")
     say(f"finished: {job_of(run).hint}", show=show)

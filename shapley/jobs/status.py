@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections import Counter
 from dataclasses import dataclass, field
@@ -56,7 +55,7 @@ class RunStatus:
             queue and no process list; ``failed`` are those whose shard nobody took up again.
         queued: Slurm tasks that have not started, by Slurm's reason.
         rate: forward rows a second of those that run.
-        left: seconds to the end at this rate, if all planned rows are needed; NaN without a rate.
+        left: seconds to the end at this rate, if all planned rows are needed; nothing without a rate.
     """
 
     path: Path
@@ -69,7 +68,7 @@ class RunStatus:
     lost: list[Report]
     queued: dict[str, int]
     rate: float
-    left: float
+    left: float | None
 
 
 def status(run: RunFolder, n_top: int = 5) -> RunStatus:
@@ -98,7 +97,7 @@ def status(run: RunFolder, n_top: int = 5) -> RunStatus:
         [report for report in by_state["working"] if report not in running],
         dict(Counter(entry.reason for entry in queue.values() if entry.state == "PENDING").most_common()),
         rate,
-        left / rate if rate > 0 else math.nan,
+        left / rate if rate > 0 else None,
     )
 
 
@@ -112,7 +111,7 @@ def describe(run: RunFolder, found: RunStatus, logs: bool = False) -> str:
         elif topic.state == "finished":
             line += f", {topic.rows} forward rows, {topic.seconds:.0f} s of work"
         lines.append(line)
-        best = (f"({x['layer']}, {x['neuron']}) {x['score']:.4f} +- {x['half_width']:.4f}" for x in topic.top)
+        best = (f"({x['layer']}, {x['neuron']}) {x['score']:.4f} +- {x['half_width']:.2g}" for x in topic.top)
         if topic.top:
             lines.append(f"  top: {'; '.join(best)}")
         lines += [f"  damaged: {line}" for line in topic.damaged]
@@ -125,7 +124,7 @@ def describe(run: RunFolder, found: RunStatus, logs: bool = False) -> str:
     )
     if found.finished:
         return "\n".join([*lines, f"finished: {job_of(run).hint}"])
-    if found.rate > 0:
+    if found.left is not None:
         lines.append(f"{found.rate:.1f} forward rows a second, at most {_duration(found.left)} to go")
     for report in found.failed:
         lines.append(f"{_title(report)} on {report.host} failed: {report.error}")

@@ -97,6 +97,12 @@ def add_workers(run: RunFolder, n: int, profile: Profile, device: str = "auto") 
     """Start ``n`` more workers, which help where they can; returns their job's id."""
     if n < 1:
         raise ShapleyError(f"--add {n} must be at least 1")
+    if run.result.exists():
+        raise ShapleyError(f"{run.path} is finished: its result is {run.result}")
+    if not slurm.queue(jobs_of(run)):
+        raise ShapleyError(
+            f"{run.path} has nothing in the queue that workers could help with: give 'shapley submit' again"
+        )
     step = Step("help", ("work", str(run.path.absolute()), "--shard", "-1", "--of", "1", "--device", device), array=n)
     script = run.path / "slurm" / "help.sh"
     script.parent.mkdir(exist_ok=True)
