@@ -28,7 +28,7 @@ import numpy as np
 from shapley.estimators.coalitions import ROWS_PER_UNIT
 from shapley.estimators.registry import Plan, build
 from shapley.jobs.advance import merge, prepare
-from shapley.jobs.folder import RunFolder, create
+from shapley.jobs.folder import ENDS, RunFolder, create
 from shapley.jobs.games import game_record
 from shapley.jobs.segments import Item, Sample, Shelf, write_segment
 from shapley.jobs.status import status
@@ -100,12 +100,13 @@ def fill(run: RunFolder, shards: int, units: int) -> None:
     weights = rng.standard_exponential(game.n_players) ** 3 / game.n_players
     pool = [_sample(weights, rng) for _ in range(_POOL)]
     diagonal = Sample((weights,), 48, 1.0)
+    ends = Sample((np.array([-1.0, -20.0]),), 16, 1.0)
     start, size = time.perf_counter(), 0
     for topic in run.topics:
         shelf = topic.shelf(0)
         before = [item for item in topic.round(0).items(topic.estimator(topic.game())) if item.unit < 0]
         path = shelf.folder / f"00000-0-{0:012x}-99999.segment"
-        write_segment(path, shelf.settings, dict.fromkeys(before, diagonal))
+        write_segment(path, shelf.settings, {item: ends if item == ENDS else diagonal for item in before})
         for shard in range(shards):
             own = range(shard * units, (shard + 1) * units)
             path = shelf.folder / f"{shard:05d}-0-{0:012x}-00000.segment"

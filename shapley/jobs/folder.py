@@ -380,6 +380,11 @@ def _existing(path: Path, digest: str, settings: Mapping[str, Any]) -> RunFolder
         if isinstance(now, dict) and isinstance(before, dict):
             inner = next(key for key in {**now, **before} if now.get(key) != before.get(key))
             name, before, now = f"{name}: {inner}", before.get(inner), now.get(inner)
+        if name == "code":
+            raise ShapleyError(
+                f"{path} was submitted with other code than this: go on with that by PYTHONPATH={path / 'code'}, or choose "
+                "another --run folder"
+            )
         raise ShapleyError(
             f"{path} belongs to another run, with {name} = {before!r} where this has {now!r}: choose another --run folder"
         )

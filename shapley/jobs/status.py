@@ -133,7 +133,7 @@ def describe(run: RunFolder, found: RunStatus, logs: bool = False) -> str:
     if found.failed and not logs:
         lines.append(f"their logs: shapley status {run.path} --logs")
     if not found.running and not found.queued:
-        lines.append("nobody works: the same 'shapley submit' goes on with what is left")
+        lines.append(f"nobody works: the same 'shapley submit' goes on with what is left; logs are in {run.logs}")
     return "\n".join(lines)
 
 
