@@ -126,3 +126,16 @@ def test_numbers_come_back_as_they_were(tmp_path):
     write_sealed(tmp_path / "a.json", {"values": values})
     assert read_sealed(tmp_path / "a.json", "", "")["values"] == values
     assert "digest" in json.loads((tmp_path / "a.json").read_text())
+
+
+def test_what_was_computed_is_never_thrown_away(tmp_path):
+    """Not even where memory.json was removed, as its remedy says, and another command names the folder."""
+    run = new_run(tmp_path, PLANS["gradient"])
+    prepare(run, show=False)
+    work(run, 0, 1)
+    (run.path / "memory.json").unlink()
+    with pytest.raises(ShapleyError, match="belongs to another run, with plan"):
+        new_run(tmp_path, PLANS["permutation"])
+    prepare(run, show=False)
+    merge(run, show=False)
+    assert_same(run, run.plan)

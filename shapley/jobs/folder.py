@@ -37,7 +37,7 @@ from shapley.estimators.registry import Plan, build
 from shapley.facts import GameFacts
 from shapley.files import write_error
 from shapley.jobs.sealed import read_sealed, write_sealed
-from shapley.jobs.segments import Item, Shelf
+from shapley.jobs.segments import SUFFIX, Item, Shelf
 from shapley.prompts import TopicPrompts, read_prompts, write_prompts
 from shapley.store import read_checkpoint, write_checkpoint
 
@@ -369,7 +369,7 @@ def _existing(path: Path, digest: str, settings: Mapping[str, Any]) -> RunFolder
     run = RunFolder(path)
     if run.record["settings_digest"] == digest:
         return run
-    if not (path / "jobs.json").exists() and not run.frozen:
+    if not ((path / "jobs.json").exists() or run.frozen or any(path.rglob(f"*{SUFFIX}"))):
         shutil.rmtree(path)
         return None
     for name, value in settings.items():
