@@ -5,7 +5,8 @@
    up to two before it, at least eight tokens, the keyword (or a form of it) not already in it.
 3. Split by document and by keyword: half of each go to selection, half to the held-out set, and a candidate whose
    document and keyword fall on different sides is dropped. So neither a text nor an answer is on both sides: a word that
-   is a keyword of several topics is left to the one where its evidence is strongest.
+   is a keyword of several topics is left to the one where its evidence is strongest. With ``same_keywords`` the held-out
+   prompts are of other documents and of the selection's own keywords: what a cluster does to the words it was chosen on.
 4. Deal out the keywords in turn, so that no frequent one crowds out the others.
 """
 
@@ -113,6 +114,7 @@ def build_prompts(
     per_topic: int | None = None,
     max_sentences: int = 3,
     max_tokens: int = 96,
+    same_keywords: bool = False,
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to select on and prompts held out, topic by topic.
 
@@ -123,6 +125,8 @@ def build_prompts(
         per_topic: at most this many a topic on each side.
         max_sentences: of a prompt, 1 to 3.
         max_tokens: longer prompts are left out.
+        same_keywords: hold out the selection's keywords in other documents, in place of other keywords. The selection
+            is the same.
 
     Raises:
         ShapleyError: an unknown topic, fewer than two topics to tell apart, or a topic that yields no prompts.
@@ -143,7 +147,7 @@ def build_prompts(
                 prompt = _prompt_before(text, keyword, max_sentences)
                 if prompt and LEAST_TOKENS <= count_tokens(prompt) <= max_tokens:
                     found.append(Candidate(text, keyword, prompt))
-        sides = _split(found, seed)
+        sides = _split(found, seed, same_keywords)
         if not all(sides):
             raise ShapleyError(
                 f"topic {topic!r} yields no prompts on one side of the split: {len(documents[topic])} texts with "
@@ -207,8 +211,9 @@ def _stem(word: str) -> str:
     return stem if len(stem) >= 3 else word
 
 
-def _split(found: Sequence[Candidate], seed: int) -> tuple[list[Candidate], list[Candidate]]:
-    """Candidates to select on and held out: documents by a keyed draw, keywords by size to the lighter side."""
+def _split(found: Sequence[Candidate], seed: int, same_keywords: bool) -> tuple[list[Candidate], list[Candidate]]:
+    """Candidates to select on and held out: documents by a keyed draw, keywords by size to the lighter side; with
+    ``same_keywords`` the selection's keywords on both."""
     counts: dict[str, int] = {}
     for candidate in found:
         counts[candidate.keyword] = counts.get(candidate.keyword, 0) + 1
@@ -220,7 +225,7 @@ def _split(found: Sequence[Candidate], seed: int) -> tuple[list[Candidate], list
     sides: tuple[list[Candidate], list[Candidate]] = ([], [])
     for candidate in found:
         side = int(keyed_rng(seed, "document", candidate.document).integers(2))
-        if side_of[candidate.keyword] == side:
+        if side_of[candidate.keyword] == (0 if same_keywords else side):
             sides[side].append(candidate)
     return sides
 

@@ -33,6 +33,7 @@ def prompts() -> None:
 @click.option("--max-tokens", type=click.IntRange(8), default=96, show_default=True)
 @click.option("--known-only", is_flag=True, help="Keep only prompts that the unimpaired model gets right.")
 @click.option("--match-loss", is_flag=True, help="Keep prompts so that topics are equally hard for the model.")
+@click.option("--same-keywords", is_flag=True, help="Hold out the selection's keywords, in other documents.")
 @click.option("--seed", default=0, show_default=True, help="Of the split.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -51,13 +52,15 @@ def build(
     max_tokens: int,
     known_only: bool,
     match_loss: bool,
+    same_keywords: bool,
     seed: int,
     overwrite: bool,
     as_json: bool,
 ) -> None:
     """Build prompts from a corpus; the model scores each, so that known ones are marked.
 
-    OUT gets the prompts to select on, OUT's name with .held-out those of other documents and other keywords.
+    OUT gets the prompts to select on, OUT's name with .held-out those of other documents and other keywords
+    (with --same-keywords, of other documents and the same).
     """
     from shapley.builder import build_prompts, match_on_loss, read_corpus
     from shapley.files import check_output
@@ -80,6 +83,7 @@ def build(
         per_topic=per_topic,
         max_sentences=max_sentences,
         max_tokens=max_tokens,
+        same_keywords=same_keywords,
     )
     summary: dict[str, dict[str, dict[str, float]]] = {}
     written: dict[Path, list[Prompt]] = {}

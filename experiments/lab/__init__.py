@@ -1,0 +1,1 @@
+"""What the experiments share: their models, texts and measurements. Run from the repository's root, with `python -m`."""

@@ -1,0 +1,137 @@
+"""The experiments' prompts, built once a model from DBpedia passages and social-media comments, and kept in a folder.
+
+Three sets of keyword prompts, each of which holds what the untouched model gives at least one chance in a hundred (a
+keyword it does not expect at all cannot fall): `selection`, to choose neurons on; `other_keywords`, of other documents and
+other keywords; `same_keywords`, of other documents and the selection's keywords. And `plain`, passages of topics that are
+not tested, whose every token is the answer: plain text.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shapley.builder import build_prompts, read_corpus
+from shapley.errors import ShapleyError
+from shapley.hf.baseline import score_baseline
+from shapley.hf.load import LanguageModel
+from shapley.keyed import keyed_rng
+from shapley.progress import say
+from shapley.prompts import Prompt, TopicPrompts, read_prompts, write_prompts
+
+DBPEDIA_TOPICS = ("Athlete", "Artist", "Company", "Film", "Plant", "OfficeHolder")
+COMMENT_TOPICS = ("toxic", "harmless")
+TOPICS = (*DBPEDIA_TOPICS, *COMMENT_TOPICS)
+SETS = ("selection", "other_keywords", "same_keywords", "plain")
+LEAST_LOGPROB = math.log(0.01)
+_LABELS = {"Toxic": "toxic", "Not Toxic": "harmless"}
+_PLAIN_TOKENS = 40
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Texts:
+    """By topic: prompts to select on, and held out; and plain text."""
+
+    selection: Mapping[str, TopicPrompts]
+    other_keywords: Mapping[str, TopicPrompts]
+    same_keywords: Mapping[str, TopicPrompts]
+    plain: TopicPrompts
+
+
+def texts(lm: LanguageModel, data: Path, folder: Path, per_topic: int = 48, n_plain: int = 32) -> Texts:
+    """The prompts in ``folder``, built there from the text in ``data`` if they are not.
+
+    Args:
+        lm: whose tokens are counted, and whose untouched log-probabilities decide which prompts are kept.
+        data: holds ``dbpedia14/passages.csv`` (topic,text) and ``toxicity/comments.csv`` (text,is_toxic).
+        folder: made if it must be; a file a set.
+        per_topic: at most so many of a topic in a set.
+        n_plain: passages of plain text.
+
+    Raises:
+        ShapleyError: no text in ``data``, or a topic without prompts.
+    """
+    if not all(_file(folder, name).exists() for name in SETS):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, prompts in _build(lm, data, per_topic, n_plain).items():
+            write_prompts(_file(folder, name), prompts)
+    selection, other, same, plain = (read_prompts(_file(folder, name)) for name in SETS)
+    return Texts(selection, other, same, plain["plain"])
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.jsonl"
+
+
+def _build(lm: LanguageModel, data: Path, per_topic: int, n_plain: int) -> dict[str, list[Prompt]]:
+    passages = read_corpus(str(data / "dbpedia14" / "passages.csv"))
+    comments = _comments(data / "toxicity" / "comments.csv")
+    built: dict[str, list[Prompt]] = {name: [] for name in SETS}
+    for documents, topics in ((passages, DBPEDIA_TOPICS), (comments, COMMENT_TOPICS)):
+        for held_out, same_keywords in (("other_keywords", False), ("same_keywords", True)):
+            sides = build_prompts(
+                documents,
+                topics,
+                lambda text: len(lm.tokenizer(text)["input_ids"]),
+                seed=_SEED,
+                max_tokens=64,
+                same_keywords=same_keywords,
+            )
+            built[held_out] += sides[1]
+        built["selection"] += sides[0]
+    say(f"{lm.name}: scoring {sum(map(len, built.values()))} prompts on the untouched model, once")
+    kept = {name: _likely(lm, prompts, per_topic) for name, prompts in built.items() if prompts}
+    kept["plain"] = score_baseline(lm, _plain(lm, passages, n_plain))
+    return kept
+
+
+def _likely(lm: LanguageModel, prompts: list[Prompt], per_topic: int) -> list[Prompt]:
+    """Of every topic the first that the untouched model expects; only as many are scored as are needed."""
+    kept: list[Prompt] = []
+    for topic in dict.fromkeys(prompt.topic for prompt in prompts):
+        own = [prompt for prompt in prompts if prompt.topic == topic]
+        found: list[Prompt] = []
+        for start in range(0, len(own), 2 * per_topic):
+            scored = score_baseline(lm, own[start : start + 2 * per_topic])
+            found += [prompt for prompt in scored if (prompt.logprob or 0.0) >= LEAST_LOGPROB]
+            if len(found) >= per_topic:
+                break
+        if not found:
+            raise ShapleyError(f"topic {topic!r} has no keyword that {lm.name} expects: give it more text")
+        kept += found[:per_topic]
+    return kept
+
+
+def _plain(lm: LanguageModel, passages: Mapping[str, Iterable[str]], n: int) -> list[Prompt]:
+    """Passages of the other topics, cut to some forty tokens; the first words are the prompt, the rest the answer."""
+    pool = [(topic, text) for topic, found in passages.items() if topic not in DBPEDIA_TOPICS for text in found]
+    prompts: list[Prompt] = []
+    for i in keyed_rng(_SEED, "plain").permutation(len(pool)):
+        topic, text = pool[int(i)]
+        words = text.split()
+        while words and len(lm.tokenizer(" ".join(words))["input_ids"]) > _PLAIN_TOKENS:
+            words.pop()
+        if len(words) >= 16:
+            prompts.append(Prompt("plain", " ".join(words[:2]), f" {' '.join(words[2:])}", id=f"plain-{topic}-{i}"))
+        if len(prompts) == n:
+            break
+    return prompts
+
+
+def _comments(path: Path) -> dict[str, list[str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows = [(_LABELS[row["is_toxic"]], " ".join(row["text"].split())) for row in csv.DictReader(lines)]
+    except FileNotFoundError:
+        raise ShapleyError(
+            f"no comments at {path}: --data names the folder that holds dbpedia14/ and toxicity/"
+        ) from None
+    except KeyError as error:
+        raise ShapleyError(
+            f"{path}: expected the columns text and is_toxic (Toxic, Not Toxic); {error} is wrong"
+        ) from None
+    return {topic: [text for label, text in rows if label == topic] for topic in COMMENT_TOPICS}
