@@ -23,6 +23,7 @@ LAYERS = (
         "shapley.groups",
         "shapley.merge",
         "shapley.outcome",
+        "shapley.selectors",
         "shapley.sweep_design",
         "shapley.workers",
     ),

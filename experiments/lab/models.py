@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
+
 from shapley.errors import ShapleyError, unknown_name
 from shapley.files import cache_directory
 from shapley.hf.load import LanguageModel, convert_gguf, load_model
