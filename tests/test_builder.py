@@ -362,3 +362,12 @@ def test_without_the_datasets_package_the_extra_is_named(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ShapleyError, match=r"datasets package: pip install 'neuron-shapley\[hub-data\]'"):
         read_corpus(name)
+
+
+def test_held_out_with_the_selections_keywords():
+    selection, held_out = built(same_keywords=True)
+    assert selection == built()[0]
+    for topic in OWN:
+        chosen, other = ([p for p in side if p.topic == topic] for side in (selection, held_out))
+        assert {p.answer for p in other} and {p.answer for p in other} <= {p.answer for p in chosen}
+        assert not {p.source for p in chosen} & {p.source for p in other}

@@ -1,0 +1,75 @@
+"""The rankings that the experiment compares, kept in the cache: some look into the model for minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from shapley.selectors.attribution import GuardedAttribution
+from shapley.selectors.choose import GUARDS, choose_guard
+from shapley.selectors.scores import Guarded, Interval
+
+from shapley.clusters import Ranking
+from shapley.files import atomic_path, cache_directory, digest
+from shapley.hf.load import LanguageModel
+from shapley.selectors import selector
+from shapley.selectors.base import Evidence, Selector
+
+_GUARDED: dict[str, Any] = {"guarded": Guarded, "interval": Interval, "guarded-attribution": GuardedAttribution}
+
+
+def ranked(
+    lm: LanguageModel,
+    evidence: Evidence,
+    config: Mapping[str, Any],
+    name: str,
+    topic: str,
+    others: Sequence[str],
+    k: int,
+) -> tuple[Ranking, float | None]:
+    """A selector's ranking for a topic, and the guard, which is chosen on the selection prompts for clusters of ``k``, for
+    Shapley scores and for attributions alike."""
+    key = digest(
+        *(
+            str(part).encode()
+            for part in (
+                lm.fingerprint,
+                name,
+                topic,
+                others,
+                evidence.seed,
+                [(own.topic, own.sha256) for own in evidence.prompts.values()],
+                _of_scores(evidence, config) if selector(name).reads == "scores" else None,
+                (k, config["chosen_on"]) if name in _GUARDED else None,
+            )
+        )
+    )
+    path = cache_directory("experiments", "rankings") / f"{lm.name}-{name}-{topic}-{key[:12]}.npz"
+    if not path.exists():
+        guard = _guard(lm, evidence, config, name, topic, others, k) if name in _GUARDED else None
+        chosen: Selector = selector(name) if guard is None else _GUARDED[name](guard=guard)
+        ranking = chosen.rank(evidence, topic, others)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, score=ranking.score, stderr=ranking.stderr, guard=np.nan if guard is None else guard)
+    with np.load(path) as kept:
+        guard = float(kept["guard"])
+        return Ranking(kept["score"], kept["stderr"]), None if np.isnan(guard) else guard
+
+
+def _guard(
+    lm: LanguageModel,
+    evidence: Evidence,
+    config: Mapping[str, Any],
+    name: str,
+    topic: str,
+    others: Sequence[str],
+    k: int,
+) -> float:
+    rankings = {guard: _GUARDED[name](guard=guard).rank(evidence, topic, others) for guard in GUARDS}
+    prompts = {other: own.first(config["chosen_on"]) for other, own in evidence.prompts.items()}
+    return choose_guard(lm, prompts, topic, rankings, k).guard
+
+
+def _of_scores(evidence: Evidence, config: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (config["budget"], [evidence.score_file("scores").attrs(topic)["time"] for topic in config["topics"]])
