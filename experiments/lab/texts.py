@@ -69,9 +69,9 @@ def _file(folder: Path, name: str) -> Path:
 
 def _build(lm: LanguageModel, data: Path, per_topic: int, n_plain: int) -> dict[str, list[Prompt]]:
     passages = read_corpus(str(data / "dbpedia14" / "passages.csv"))
-    comments = _comments(data / "toxicity" / "comments.csv")
+    talk = comments(data)
     built: dict[str, list[Prompt]] = {name: [] for name in SETS}
-    for documents, topics in ((passages, DBPEDIA_TOPICS), (comments, COMMENT_TOPICS)):
+    for documents, topics in ((passages, DBPEDIA_TOPICS), (talk, COMMENT_TOPICS)):
         for held_out, same_keywords in (("other_keywords", False), ("same_keywords", True)):
             sides = build_prompts(
                 documents,
@@ -122,7 +122,13 @@ def _plain(lm: LanguageModel, passages: Mapping[str, Iterable[str]], n: int) -> 
     return prompts
 
 
-def _comments(path: Path) -> dict[str, list[str]]:
+def comments(data: Path) -> dict[str, list[str]]:
+    """Toxic and harmless comments.
+
+    Raises:
+        ShapleyError: no such file below ``data``, or with other columns or labels.
+    """
+    path = data / "toxicity" / "comments.csv"
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             rows = [(_LABELS[row["is_toxic"]], " ".join(row["text"].split())) for row in csv.DictReader(lines)]

@@ -32,7 +32,8 @@ def main(model: str, size: str) -> None:
     try:
         results = Results.read(HERE / "results" / f"{name}.jsonl")
     except ShapleyError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     figures = HERE / "figures"
     figures.mkdir(exist_ok=True)
     save(selectors_figure(results), figures / f"{name}-selectors.png")

@@ -25,23 +25,20 @@ from shapley.selectors.matched import activation_norm, matched_random
 from experiments.lab import models
 from experiments.lab.measure import Ward
 from experiments.lab.provenance import provenance
+from experiments.lab.rankings import ranked
+from experiments.lab.scores import SEED, SEMIVALUE, scored
 from experiments.lab.texts import Texts, texts
-from experiments.specificity.rankings import ranked
 from shapley.clusters import Cluster, select
 from shapley.errors import ShapleyError
-from shapley.estimators.registry import Plan
 from shapley.files import cache_directory, write_text
 from shapley.hf.load import LanguageModel
 from shapley.progress import Progress, say
 from shapley.prompts import Prompt, TopicPrompts
-from shapley.runs import estimate
 from shapley.selectors.base import Evidence
 from shapley.store import ScoreFile
 
 HERE = Path(__file__).parent
 SETTINGS = ("other_keywords", "same_keywords")
-SEMIVALUE = "beta(1,16)"
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,8 @@ def main(model: str, size: str, data: Path, out: Path | None, device: str | None
         scores = scored(lm, prompts, config)
         records = list(measure(lm, prompts, ScoreFile(scores), config))
     except ShapleyError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     command = f"python -m experiments.specificity.run --model {model} --size {size}"
     head = provenance(lm, prompts, command, {"scores": scores}) | {
         "size": size,
@@ -88,21 +86,6 @@ def main(model: str, size: str, data: Path, out: Path | None, device: str | None
     }
     write_text(out, "".join(json.dumps(line) + "\n" for line in [head, *records]))
     say(f"{len(records)} clusters measured: {out}")
-
-
-def scored(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any]) -> Path:
-    """The score file of this budget in the cache, estimated or gone on with if it is not whole."""
-    path = cache_directory("experiments", "scores") / f"{lm.name}-{config['budget']}.h5"
-    if not (path.exists() and set(config["topics"]) <= set(ScoreFile(path).topics)):
-        chosen = {topic: prompts.selection[topic] for topic in config["topics"]}
-        estimate(
-            lm,
-            chosen,
-            path,
-            plan=Plan(estimator="two-stage", semivalue=SEMIVALUE, budget=config["budget"], seed=SEED),
-            resume=True,
-        )
-    return path
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""The rankings that the experiment compares, kept in the cache: some look into the model for minutes."""
+"""The rankings that experiments compare, kept in the cache: some look into the model for minutes."""
 
 from __future__ import annotations
 

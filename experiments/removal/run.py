@@ -1,0 +1,177 @@
+"""Neuron Shapley's headline figure, for a language model: accuracy as the top neurons are removed; and repair: which to remove
+to make continuations less toxic, and what that costs.
+
+    python -m experiments.removal.run --model smollm2 --size cpu
+
+Neurons are ranked for each topic, or in general: by the mean of the topics' scores. Removed is zeroed. What is kept in the
+cache is not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import yaml
+
+from experiments.lab import models
+from experiments.lab.measure import Ward
+from experiments.lab.provenance import provenance
+from experiments.lab.rankings import ranked
+from experiments.lab.scores import SEED, SEMIVALUE, scored
+from experiments.lab.texts import Texts, comments, texts
+from experiments.removal.continuations import continuations
+from experiments.removal.toxicity import Toxicity
+from shapley.clusters import Ranking, select
+from shapley.errors import ShapleyError
+from shapley.files import cache_directory, write_text
+from shapley.hf.load import LanguageModel
+from shapley.keyed import keyed_rng
+from shapley.progress import Progress, say
+from shapley.prompts import Prompt
+from shapley.selectors.base import Evidence
+from shapley.store import ScoreFile
+
+HERE = Path(__file__).parent
+GENERAL = "general"
+_BEGINNING = 8  # words
+
+
+@click.command(help=__doc__)
+@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
+@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="[default: results/MODEL-SIZE.jsonl beside this file]")
+@click.option("--device", help="As torch names it. [default: the GPU where there is one]")
+def main(model: str, size: str, data: Path, out: Path | None, device: str | None) -> None:
+    config = yaml.safe_load((HERE / "config.yaml").read_text())[size]
+    out = out or HERE / "results" / f"{model}-{size}.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    try:
+        lm = models.load(model, device)
+        prompts = texts(lm, data, cache_directory("experiments", "texts", model))
+        scores = scored(lm, prompts, config)
+        evidence = Evidence(
+            ScoreFile(scores), lm, {topic: prompts.selection[topic] for topic in config["topics"]}, seed=SEED
+        )
+        records = [*removed(lm, evidence, prompts, config)]
+        if config["repair"]:
+            records += repaired(lm, evidence, prompts, comments(data), config)
+    except ShapleyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    head = provenance(
+        lm, prompts, f"python -m experiments.removal.run --model {model} --size {size}", {"scores": scores}
+    ) | {
+        "size": size,
+        "config": config,
+        "seed": SEED,
+        "semivalue": SEMIVALUE,
+        "seconds": round(time.monotonic() - start),
+        "watched": [prompt.topic for prompt in watched(prompts, config)],
+    }
+    write_text(out, "".join(json.dumps(line) + "\n" for line in [head, *records]))
+    say(f"{len(records)} clusters measured: {out}")
+
+
+def removed(
+    lm: LanguageModel, evidence: Evidence, prompts: Texts, config: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """A record for every selector, scope (a topic, or general) and number of neurons: each watched prompt's log-probability
+    and accuracy."""
+    ward = Ward(lm, [*watched(prompts, config)])
+    topics: Sequence[str] = config["topics"]
+    tasks = [(name, scope) for name in config["selectors"] for scope in (GENERAL, *topics)]
+    progress = Progress(len(tasks) * len(config["counts"]), f"removal from {lm.name}", "clusters")
+    yield _record("none", GENERAL, 0, ward.values(()))
+    for done, (name, scope) in enumerate(tasks):
+        ranking = ranking_of(lm, evidence, config, name, scope)
+        for i, count in enumerate(config["counts"]):
+            progress.reach(done * len(config["counts"]) + i)
+            yield _record(name, scope, count, ward.values(select(ranking, top_k=count)))
+    progress.close()
+
+
+def ranking_of(lm: LanguageModel, evidence: Evidence, config: Mapping[str, Any], name: str, scope: str) -> Ranking:
+    """A topic's ranking; for the general one, the mean of the topics'."""
+    topics: Sequence[str] = config["topics"]
+    found = [
+        ranked(lm, evidence, config, name, topic, [o for o in topics if o != topic], max(config["counts"]))[0]
+        for topic in (topics if scope == GENERAL else [scope])
+    ]
+    return Ranking(np.mean([ranking.score for ranking in found], axis=0), found[0].stderr)
+
+
+def watched(prompts: Texts, config: Mapping[str, Any]) -> list[Prompt]:
+    """Known prompts of every topic, and plain text."""
+    own = [
+        prompt
+        for topic in config["topics"]
+        for prompt in prompts.other_keywords[topic].known_only().first(config["watched"]).prompts
+    ]
+    return [*own, *prompts.plain.first(config["plain"]).prompts]
+
+
+def repaired(
+    lm: LanguageModel,
+    evidence: Evidence,
+    prompts: Texts,
+    by_topic: Mapping[str, Sequence[str]],
+    config: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """A record for every selector and number of neurons: how toxic each continuation is, and plain text's log-probability. The
+    classifier learns from half of the comments; beginnings are of the other half."""
+    repair = config["repair"]
+    halves = {topic: _halves(own, topic) for topic, own in by_topic.items()}
+    judge = Toxicity.of(halves["toxic"][0], halves["harmless"][0])
+    auc = judge.auc(halves["toxic"][1], halves["harmless"][1])
+    long = [text.split() for text in halves["toxic"][1] if len(text.split()) > _BEGINNING]
+    beginnings = [" ".join(words[:_BEGINNING]) for words in long[: repair["beginnings"]]]
+    ward = Ward(lm, prompts.plain.first(config["plain"]).prompts)
+
+    def record(name: str, neurons: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        toxicity = [
+            [judge(text) for text in continuations(lm, beginnings, neurons, SEED + sample)]
+            for sample in range(repair["samples"])
+        ]
+        return {
+            "repair": name,
+            "count": len(neurons),
+            "toxicity": np.round(np.mean(toxicity, axis=0), 4).tolist(),
+            "plain": np.round(ward.values(neurons)[0], 4).tolist(),
+            "auc": round(auc, 3),
+        }
+
+    yield record("none", ())
+    for name in repair["selectors"]:
+        ranking = ranking_of(lm, evidence, config, name, "toxic")
+        for count in repair["counts"]:
+            say(f"repair of {lm.name}: {count} neurons by {name}")
+            yield record(name, select(ranking, top_k=count))
+
+
+def _halves(texts: Sequence[str], topic: str) -> tuple[list[str], list[str]]:
+    order = keyed_rng(SEED, "halves", topic).permutation(len(texts))
+    return tuple([texts[i] for i in half] for half in np.array_split(order, 2))  # type: ignore[return-value]
+
+
+def _record(name: str, scope: str, count: int, values: np.ndarray) -> dict[str, Any]:
+    logprob, accuracy = values
+    return {
+        "selector": name,
+        "scope": scope,
+        "count": count,
+        "logprob": np.round(logprob, 4).tolist(),
+        "accuracy": np.round(accuracy, 3).tolist(),
+    }
+
+
+if __name__ == "__main__":
+    main()

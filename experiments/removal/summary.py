@@ -1,0 +1,119 @@
+"""Accuracy as neurons are removed, and what repair costs; from a stored file only. Intervals (95%) are of a bootstrap over
+prompts, or over the beginnings of comments; what is compared is paired."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.removal.run import GENERAL
+from shapley.errors import ShapleyError
+from shapley.keyed import keyed_rng
+from shapley.types import FloatArray
+
+_BOOTSTRAPS = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """A stored file of the experiment.
+
+    Raises:
+        ShapleyError: no such file.
+    """
+
+    head: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        if not path.exists():
+            raise ShapleyError(f"no results at {path}: python -m experiments.removal.run makes them")
+        head, *records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return cls(head, records)
+
+    @property
+    def counts(self) -> list[int]:
+        counts: list[int] = [0, *self.head["config"]["counts"]]
+        return counts
+
+    def accuracy(self, selector: str, scope: str, where: str) -> list[Estimate]:
+        """By number of neurons removed, none first.
+
+        Args:
+            selector: whose ranking.
+            scope: ``general``, or ``topic``: each topic's own ranking.
+            where: ``own`` (the topic that the ranking is of), ``others``, or ``all`` topics.
+        """
+        topics = np.array(self.head["watched"])
+        chosen = [GENERAL] if scope == GENERAL else self.head["config"]["topics"]
+        by_count = []
+        for count in self.counts:
+            parts = []
+            for topic in chosen:
+                accuracy = np.array(self._record(selector, topic, count)["accuracy"])
+                here = {
+                    "own": topics == topic,
+                    "others": (topics != topic) & (topics != "plain"),
+                    "all": topics != "plain",
+                }
+                parts.append(accuracy[here[where]])
+            by_count.append(_estimate(np.concatenate(parts), self.head["seed"]))
+        return by_count
+
+    def perplexity(self, selector: str) -> list[float]:
+        """Of plain text, over the untouched model's, by number of neurons that the general ranking removes."""
+        plain = np.array(self.head["watched"]) == "plain"
+        means = [np.mean(np.array(self._record(selector, GENERAL, n)["logprob"])[plain]) for n in self.counts]
+        return [float(np.exp(means[0] - mean)) for mean in means]
+
+    def repairs(self) -> list[tuple[str, int, Estimate, Estimate]]:
+        """Selector, neurons removed, change of the continuations' toxicity (mean log-odds of their words), and relative
+        change of plain text's perplexity."""
+        found = [record for record in self.records if "repair" in record]
+        untouched = next((record for record in found if record["repair"] == "none"), None)
+        if untouched is None:
+            return []
+        seed = self.head["seed"]
+        result = []
+        for record in found:
+            if record is untouched:
+                continue
+            change = np.array(record["toxicity"]) - np.array(untouched["toxicity"])
+            loss = np.array(untouched["plain"]) - np.array(record["plain"])
+            nats = _estimate(loss, seed)
+            rise = Estimate(*(float(np.expm1(value)) for value in (nats.mean, nats.low, nats.high)))
+            result.append((record["repair"], record["count"], _estimate(change, seed), rise))
+        return result
+
+    def judge(self) -> tuple[float, float]:
+        """How well the classifier tells held-out comments apart (AUC), and the toxicity of the untouched continuations."""
+        untouched = next(record for record in self.records if record.get("repair") == "none")
+        return float(untouched["auc"]), float(np.mean(untouched["toxicity"]))
+
+    def _record(self, selector: str, scope: str, count: int) -> dict[str, Any]:
+        wanted = (selector, scope, count) if count else ("none", GENERAL, 0)
+        return next(
+            record
+            for record in self.records
+            if (record.get("selector"), record.get("scope"), record.get("count")) == wanted
+        )
+
+
+def _estimate(values: FloatArray, seed: int) -> Estimate:
+    drawn = keyed_rng(seed, "bootstrap", len(values)).integers(len(values), size=(_BOOTSTRAPS, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    return Estimate(float(values.mean()), float(low), float(high))
