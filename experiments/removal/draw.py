@@ -13,12 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.lab import models
+from experiments.lab.figures import save
 from experiments.lab.tables import put_between
 from experiments.removal.run import GENERAL
-from experiments.removal.summary import Estimate, Results
+from experiments.removal.summary import Results
 from shapley.errors import ShapleyError
 from shapley.files import write_text
-from shapley.plots import COLOURS, CONTROL, save
+from shapley.plots import COLOURS, CONTROL
+from shapley.shape import Interval
 
 HERE = Path(__file__).parent
 _MARKERS = "os^DvPX*<>"
@@ -29,8 +31,9 @@ _MARKERS = "os^DvPX*<>"
 @click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
 def main(model: str, size: str) -> None:
     name = f"{model}-{size}"
+    source = HERE / "results" / f"{name}.jsonl"
     try:
-        results = Results.read(HERE / "results" / f"{name}.jsonl")
+        results = Results.read(source)
         readme = HERE / "README.md"
         write_text(readme, put_between(readme.read_text(encoding="utf-8"), name, tables(results)))
     except ShapleyError as error:
@@ -38,9 +41,9 @@ def main(model: str, size: str) -> None:
         sys.exit(2)
     figures = HERE / "figures"
     figures.mkdir(exist_ok=True)
-    save(removal_figure(results), figures / f"{name}-removal.png")
+    save(removal_figure(results), figures / f"{name}-removal.png", source)
     if results.repairs():
-        save(repair_figure(results), figures / f"{name}-repair.png")
+        save(repair_figure(results), figures / f"{name}-repair.png", source)
 
 
 def tables(results: Results) -> str:
@@ -73,14 +76,14 @@ def tables(results: Results) -> str:
             "| --- | --- | --- | --- |",
         ]
         lines += [
-            f"| {name} | {count} | {change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}] | {rise.mean:+.1%} |"
+            f"| {name} | {count} | {change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}] | {rise.estimate:+.1%} |"
             for name, count, change, rise in results.repairs()
         ]
     return "\n".join(lines)
 
 
-def _accuracy(estimate: Estimate) -> str:
-    return f"{estimate.mean:.2f}"
+def _accuracy(estimate: Interval) -> str:
+    return f"{estimate.estimate:.2f}"
 
 
 def removal_figure(results: Results) -> Figure:
@@ -105,24 +108,24 @@ def removal_figure(results: Results) -> Figure:
     return figure
 
 
-def _line(axes: Axes, counts: list[int], found: list[Estimate], colour: str, marker: str, label: str) -> None:
-    axes.plot(counts, [x.mean for x in found], f"{marker}-", color=colour, markersize=4, linewidth=1.3, label=label)
+def _line(axes: Axes, counts: list[int], found: list[Interval], colour: str, marker: str, label: str) -> None:
+    axes.plot(counts, [x.estimate for x in found], f"{marker}-", color=colour, markersize=4, linewidth=1.3, label=label)
     axes.fill_between(counts, [x.low for x in found], [x.high for x in found], color=colour, alpha=0.08, linewidth=0)
 
 
 def repair_figure(results: Results) -> Figure:
-    """What less toxic continuations cost: change of toxicity against change of perplexity, a point for each number of neurons."""
+    """What less toxic continuations cost: toxicity against perplexity, both as changes, a point for each number of neurons."""
     figure = Figure(figsize=(5.0, 3.6), layout="constrained")
     axes = figure.subplots()
     repairs = results.repairs()
     for i, name in enumerate(results.head["config"]["repair"]["selectors"]):
         own = [(count, change, rise) for other, count, change, rise in repairs if other == name]
         colour = CONTROL if name == "random" else COLOURS[i]
-        x = [100 * rise.mean for _, _, rise in own]
-        y = [change.mean for _, change, _ in own]
+        x = [100 * rise.estimate for _, _, rise in own]
+        y = [change.estimate for _, change, _ in own]
         sides = [
-            [change.mean - change.low for _, change, _ in own],
-            [change.high - change.mean for _, change, _ in own],
+            [change.estimate - change.low for _, change, _ in own],
+            [change.high - change.estimate for _, change, _ in own],
         ]
         axes.errorbar(x, y, yerr=sides, fmt=f"{_MARKERS[i]}-", color=colour, markersize=4, elinewidth=0.8, label=name)
         for place, (count, _, _) in zip(zip(x, y, strict=True), own, strict=True):

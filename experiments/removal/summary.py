@@ -13,18 +13,10 @@ import numpy as np
 from experiments.removal.run import GENERAL
 from shapley.errors import ShapleyError
 from shapley.keyed import keyed_rng
+from shapley.shape import Interval
 from shapley.types import FloatArray
 
 _BOOTSTRAPS = 2000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95% interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,7 @@ class Results:
         counts: list[int] = [0, *self.head["config"]["counts"]]
         return counts
 
-    def accuracy(self, selector: str, scope: str, where: str) -> list[Estimate]:
+    def accuracy(self, selector: str, scope: str, where: str) -> list[Interval]:
         """By number of neurons removed, none first.
 
         Args:
@@ -80,7 +72,7 @@ class Results:
         means = [np.mean(np.array(self._record(selector, GENERAL, n)["logprob"])[plain]) for n in self.counts]
         return [float(np.exp(means[0] - mean)) for mean in means]
 
-    def repairs(self) -> list[tuple[str, int, Estimate, Estimate]]:
+    def repairs(self) -> list[tuple[str, int, Interval, Interval]]:
         """Selector, neurons removed, change of the continuations' toxicity (mean log-odds of their words), and relative
         change of plain text's perplexity."""
         found = [record for record in self.records if "repair" in record]
@@ -95,7 +87,7 @@ class Results:
             change = np.array(record["toxicity"]) - np.array(untouched["toxicity"])
             loss = np.array(untouched["plain"]) - np.array(record["plain"])
             nats = _estimate(loss, seed)
-            rise = Estimate(*(float(np.expm1(value)) for value in (nats.mean, nats.low, nats.high)))
+            rise = Interval(*(float(np.expm1(value)) for value in (nats.estimate, nats.low, nats.high)))
             result.append((record["repair"], record["count"], _estimate(change, seed), rise))
         return result
 
@@ -113,7 +105,7 @@ class Results:
         )
 
 
-def _estimate(values: FloatArray, seed: int) -> Estimate:
+def _estimate(values: FloatArray, seed: int) -> Interval:
     drawn = keyed_rng(seed, "bootstrap", len(values)).integers(len(values), size=(_BOOTSTRAPS, len(values)))
     low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
-    return Estimate(float(values.mean()), float(low), float(high))
+    return Interval(float(values.mean()), float(low), float(high))

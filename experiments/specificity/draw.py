@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.lab import models
+from experiments.lab.figures import save
 from experiments.lab.tables import put_between
 from experiments.specificity.summary import PLAIN, SETTINGS, Effect, Results
 from shapley.errors import ShapleyError
 from shapley.files import write_text
-from shapley.plots import COLOURS, CONTROL, save
+from shapley.plots import COLOURS, CONTROL
 
 HERE = Path(__file__).parent
 HEAD = "| selector | target drop (nats) | off topic (nats) | selectivity [95%] | perplexity, plain text | p (Holm) | aim met |"
@@ -29,18 +30,19 @@ HEAD = "| selector | target drop (nats) | off topic (nats) | selectivity [95%] |
 @click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
 def main(model: str, size: str) -> None:
     name = f"{model}-{size}"
+    source = HERE / "results" / f"{name}.jsonl"
     try:
-        results = Results.read(HERE / "results" / f"{name}.jsonl")
+        results = Results.read(source)
     except ShapleyError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     figures = HERE / "figures"
     figures.mkdir(exist_ok=True)
-    save(selectors_figure(results), figures / f"{name}-selectors.png")
-    save(matrices_figure(results), figures / f"{name}-matrices.png")
-    save(null_figure(results), figures / f"{name}-null.png")
+    save(selectors_figure(results), figures / f"{name}-selectors.png", source)
+    save(matrices_figure(results), figures / f"{name}-matrices.png", source)
+    save(null_figure(results), figures / f"{name}-null.png", source)
     if results.head["config"]["fractions"]:
-        save(sizes_figure(results), figures / f"{name}-sizes.png")
+        save(sizes_figure(results), figures / f"{name}-sizes.png", source)
     readme = HERE / "README.md"
     write_text(readme, put_between(readme.read_text(encoding="utf-8"), name, tables(results)))
 
@@ -61,8 +63,8 @@ def tables(results: Results) -> str:
 def _line(effect: Effect, n_topics: int) -> str:
     chosen = effect.selectivity
     return (
-        f"| {effect.selector} | {effect.target.mean:.2f} | {effect.others.mean:.2f} | {chosen.mean:.2f} "
-        f"[{chosen.low:.2f}, {chosen.high:.2f}] | {effect.perplexity.mean:+.1%} | {effect.adjusted:.3f} | "
+        f"| {effect.selector} | {effect.target.estimate:.2f} | {effect.others.estimate:.2f} | {chosen.estimate:.2f} "
+        f"[{chosen.low:.2f}, {chosen.high:.2f}] | {effect.perplexity.estimate:+.1%} | {effect.adjusted:.3f} | "
         f"{len(effect.met)} of {n_topics} |"
     )
 
@@ -76,8 +78,8 @@ def selectors_figure(results: Results) -> Figure:
         places = np.arange(len(effects))
         for what, colour, marker in (("target", COLOURS[0], "o"), ("others", COLOURS[1], "s")):
             found = [getattr(effect, what) for effect in effects]
-            means = np.array([interval.mean for interval in found])
-            sides = np.array([[x.mean - x.low, x.high - x.mean] for x in found]).T
+            means = np.array([interval.estimate for interval in found])
+            sides = np.array([[x.estimate - x.low, x.high - x.estimate] for x in found]).T
             label = {"target": "the cluster's topic", "others": "other topics"}[what]
             axes.errorbar(
                 means, places, xerr=sides, fmt=marker, color=colour, markersize=5, elinewidth=1.2, label=label
@@ -156,7 +158,7 @@ def sizes_figure(results: Results) -> Figure:
             ("others", COLOURS[1], "other topics"),
         ):
             found = [getattr(effect, what) for effect in effects]
-            axes.plot(neurons, [x.mean for x in found], "o-", color=colour, label=label)
+            axes.plot(neurons, [x.estimate for x in found], "o-", color=colour, label=label)
             axes.fill_between(
                 neurons, [x.low for x in found], [x.high for x in found], color=colour, alpha=0.15, linewidth=0
             )

@@ -50,11 +50,11 @@ def _answer(results: Results, setting: str) -> str:
     return (
         f"{SETTINGS[setting].capitalize()}: of the selectors that rank by Shapley scores, {ours.selector} is the most "
         f"selective. "
-        f"{ours.neurons} neurons zeroed take {ours.target.mean:.2f} nats "
-        f"[{ours.target.low:.2f}, {ours.target.high:.2f}] from their topic and {ours.others.mean:.2f} from the others, "
-        f"with the perplexity of plain text at {ours.perplexity.mean:+.1%}; the diagonal stands out with "
+        f"{ours.neurons} neurons zeroed take {ours.target.estimate:.2f} nats "
+        f"[{ours.target.low:.2f}, {ours.target.high:.2f}] from their topic and {ours.others.estimate:.2f} from the others, "
+        f"with the perplexity of plain text at {ours.perplexity.estimate:+.1%}; the diagonal stands out with "
         f"p = {ours.adjusted:.3f} (permutation, Holm). "
-        f"The best of the others is {rival.selector}, with {rival.target.mean:.2f} and {rival.others.mean:.2f}: "
+        f"The best of the others is {rival.selector}, with {rival.target.estimate:.2f} and {rival.others.estimate:.2f}: "
         f"{ratio:.1f} times less selective. The aim, {TARGET} nats with at most {SHARE:.3f} of it off topic and perplexity "
         f"up by less than 2%, "
         f"is met for {len(ours.met)} of {len(results.topics)} topics by {ours.selector}"
@@ -64,7 +64,7 @@ def _answer(results: Results, setting: str) -> str:
 
 
 def _selectivity(effect: Effect) -> float:
-    return effect.selectivity.mean
+    return effect.selectivity.estimate
 
 
 def _table(results: Results, setting: str) -> Table:
@@ -72,10 +72,10 @@ def _table(results: Results, setting: str) -> Table:
     rows = tuple(
         (
             effect.selector,
-            f"{effect.target.mean:.2f}",
-            f"{effect.others.mean:.2f}",
-            f"{effect.selectivity.mean:.2f} [{effect.selectivity.low:.2f}, {effect.selectivity.high:.2f}]",
-            f"{effect.perplexity.mean:+.1%}",
+            f"{effect.target.estimate:.2f}",
+            f"{effect.others.estimate:.2f}",
+            f"{effect.selectivity.estimate:.2f} [{effect.selectivity.low:.2f}, {effect.selectivity.high:.2f}]",
+            f"{effect.perplexity.estimate:+.1%}",
             f"{effect.adjusted:.3f}",
             f"{len(effect.met)} of {len(results.topics)}",
         )

@@ -14,25 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shapley.inference import holm, matrix_contrast, permutation_p
 
 from shapley.errors import ShapleyError
+from shapley.inference import holm, matrix_contrast, permutation_p
 from shapley.keyed import keyed_rng
+from shapley.shape import Interval
 from shapley.types import FloatArray
 
 SETTINGS = {"other_keywords": "other keywords", "same_keywords": "same keywords"}
 PLAIN = "plain"
 TARGET, SHARE, PERPLEXITY = 1.5, 1 / 8, 0.02  # the aim: nats, off-topic over target, rise of plain text's perplexity
 _BOOTSTRAPS = 2000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its 95% interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

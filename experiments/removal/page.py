@@ -1,0 +1,98 @@
+"""The experiment's part of the report, from its stored results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.lab import models
+from experiments.lab.page import Picture, Section, Table
+from experiments.removal.run import GENERAL
+from experiments.removal.summary import Results
+
+HERE = Path(__file__).parent
+SIZE = "cpu"
+
+
+def sections() -> list[Section]:
+    """One for each model that was measured."""
+    paths = {name: HERE / "results" / f"{name}-{SIZE}.jsonl" for name in models.MODELS}
+    return [section(Results.read(path), f"{name}-{SIZE}") for name, path in paths.items() if path.exists()]
+
+
+def section(results: Results, name: str) -> Section:
+    head = results.head
+    pictures = [
+        Picture(
+            HERE / "figures" / f"{name}-removal.png",
+            "Accuracy on held-out prompts that the untouched model answers right, as the highest-ranked neurons are zeroed; 95% bands "
+            "over prompts.",
+        )
+    ]
+    tables = [_accuracies(results, "Removed in general: accuracy on all topics.", GENERAL, "all")]
+    tables += [_accuracies(results, "Removed for a topic: accuracy on it.", "topic", "own")]
+    tables += [_accuracies(results, "Removed for a topic: accuracy on the others.", "topic", "others")]
+    answers = [_removal(results)]
+    if results.repairs():
+        pictures.append(
+            Picture(
+                HERE / "figures" / f"{name}-repair.png",
+                "Neurons ranked for toxic comments are zeroed: how toxic the continuations become, and how much harder plain text. "
+                "Numbers are of neurons; bars are 95% intervals over beginnings.",
+            )
+        )
+        answers.append(_repair(results))
+    return Section(
+        f"removal: {head['model']['name']}",
+        "How few neurons carry the answers, and can some be removed for good?",
+        tuple(answers),
+        tuple(pictures),
+        tuple(tables),
+        (
+            f"{head['seconds']} s on {head['hardware']}; scores of {head['config']['budget']} forward rows a topic, one seed.",
+            "Removed is zeroed, at all positions; the first position carries massive activations, and zeroing those is part of the "
+            "effect.",
+            "The judge of toxicity knows words only.",
+        ),
+        head["command"],
+    )
+
+
+def _removal(results: Results) -> str:
+    general = {name: results.accuracy(name, GENERAL, "all") for name in results.head["config"]["selectors"]}
+    parts = []
+    for name, found in general.items():
+        below = next((n for n, x in zip(results.counts, found, strict=True) if x.estimate < 0.5), None)
+        parts.append(f"{name} {f'after {below} neurons' if below else f'not by {results.counts[-1]}'}")
+    return (
+        "Removed in general, from the highest-ranked on, accuracy falls below half: "
+        + "; ".join(parts)
+        + f" (of {results.head['model']['n_layers'] * results.head['model']['d_mlp']:,} neurons)."
+    )
+
+
+def _repair(results: Results) -> str:
+    auc, untouched = results.judge()
+    clear = [
+        (name, count, change, rise)
+        for name, count, change, rise in results.repairs()
+        if change.high < 0 and rise.estimate < 0.02 and name != "random"
+    ]
+    said = (
+        "; ".join(
+            f"{count} by {name}: {change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}], perplexity {rise.estimate:+.1%}"
+            for name, count, change, rise in clear
+        )
+        or "none"
+    )
+    return (
+        f"Repair: clusters that make continuations less toxic, by an interval that excludes zero, with perplexity up by less than 2%: "
+        f"{said}. Untouched continuations have {untouched:.3f} (log-odds a word); the judge's AUC on held-out comments is {auc:.2f}."
+    )
+
+
+def _accuracies(results: Results, caption: str, scope: str, where: str) -> Table:
+    rows = tuple(
+        (name, *(f"{x.estimate:.2f} [{x.low:.2f}, {x.high:.2f}]" for x in results.accuracy(name, scope, where)))
+        for name in results.head["config"]["selectors"]
+    )
+    return Table(("selector", *map(str, results.counts)), rows, caption)

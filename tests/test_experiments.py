@@ -1,0 +1,138 @@
+"""The experiments' tables, figures and report against the stored results; their parts against plain computations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import experiments.removal.draw as removal_draw
+import experiments.removal.summary as removal
+import experiments.specificity.draw as specificity_draw
+import experiments.specificity.summary as specificity
+from experiments import report
+from experiments.lab.figures import drawn_from, save
+from experiments.lab.measure import Ward
+from experiments.lab.tables import between, put_between
+from experiments.removal.toxicity import Toxicity
+from shapley.errors import ShapleyError
+from shapley.prompts import Prompt
+from tests.tiny import tiny_lm
+
+ROOT = Path(__file__).parents[1]
+DRAWN = [(specificity, specificity_draw), (removal, removal_draw)]
+STORED = [
+    (summary, draw, path) for summary, draw in DRAWN for path in sorted((draw.HERE / "results").glob("*-cpu.jsonl"))
+]
+
+
+@pytest.mark.parametrize(("summary", "draw", "path"), STORED, ids=lambda x: getattr(x, "stem", ""))
+def test_the_readme_holds_what_was_stored(summary, draw, path):
+    readme = (draw.HERE / "README.md").read_text(encoding="utf-8")
+    assert between(readme, path.stem) == draw.tables(summary.Results.read(path))
+
+
+@pytest.mark.parametrize(("summary", "draw", "path"), STORED, ids=lambda x: getattr(x, "stem", ""))
+def test_the_figures_were_drawn_from_what_is_stored(summary, draw, path):
+    figures = sorted((draw.HERE / "figures").glob(f"{path.stem}-*.png"))
+    assert figures and all(drawn_from(figure, path) for figure in figures)
+
+
+def test_the_report_is_made_from_what_is_stored():
+    stored = (ROOT / "docs" / "experiments.html").read_text(encoding="utf-8")
+    assert stored == report.render([section for page in report.PAGES for section in page.sections()])
+
+
+def test_a_figure_tells_when_its_numbers_changed(tmp_path):
+    from matplotlib.figure import Figure
+
+    source = tmp_path / "results.jsonl"
+    source.write_text("1")
+    save(Figure(), tmp_path / "figure.png", source)
+    assert drawn_from(tmp_path / "figure.png", source)
+    source.write_text("2")
+    assert not drawn_from(tmp_path / "figure.png", source)
+
+
+def test_generated_parts():
+    text = put_between("a\n<!-- x -->\nold\n<!-- end x -->\nb", "x", "new")
+    assert text == "a\n<!-- x -->\nnew\n<!-- end x -->\nb" and between(text, "x") == "new"
+    with pytest.raises(ShapleyError, match="no lines"):
+        put_between(text, "y", "new")
+
+
+def test_drops_are_those_of_edited_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("NEURON_SHAPLEY_CACHE", str(tmp_path))
+    lm = tiny_lm("llama")
+    prompts = [Prompt("a", "the player won the", " race"), Prompt("b", "the band sold a", " song")]
+    neurons = ((0, 3), (2, 5))
+    ward = Ward(lm, prompts)
+    drops = ward.drops(neurons)
+    assert Ward(lm, prompts).drops(neurons).tolist() == drops.tolist() and list(tmp_path.rglob("output.pkl"))
+    before = ward.values(())
+    weights = [lm.sites.blocks[layer].down.weight for layer, _ in neurons]
+    kept = [weight.clone() for weight in weights]
+    for weight, (_, column) in zip(weights, neurons, strict=True):
+        weight.data[:, column] = 0
+    after = Ward(lm, [*prompts, Prompt("c", "a", " song")]).values(())[:, :2]  # other prompts: not from the cache
+    for weight, old in zip(weights, kept, strict=True):
+        weight.data.copy_(old)
+    np.testing.assert_allclose(drops, before - after, atol=1e-5)
+    assert np.abs(drops[0]).min() > 1e-4
+
+
+def results_of(matrix, plain):
+    """Results whose clusters, of two selectors, drop every prompt of a topic by the same amount."""
+    topics = ["x", "y", "z"]
+    watched = [topic for topic in topics for _ in range(4)] + ["plain"] * 2
+    records = [
+        {
+            "selector": name, "topic": topic, "fraction": 0.01, "setting": "other_keywords", "draw": 0, "neurons": 5,
+            "drop": np.repeat([*matrix[i], plain], [4, 4, 4, 2]).tolist(),
+        }
+        for name in ("one", "two") for i, topic in enumerate(topics)
+    ]  # fmt: skip
+    config = {"topics": topics, "primary": 0.01, "selectors": ["one", "two"], "null": ["one"]}
+    nulls = [
+        {"selector": "one", "topic": topic, "fraction": 0.01, "setting": "null", "draw": draw,
+         "drop": [1.0 - draw / 100] * 2 + [0.0] * 2}
+        for topic in topics for draw in range(20)
+    ]  # fmt: skip
+    head = {
+        "config": config,
+        "seed": 0,
+        "watched": {"other_keywords": watched},
+        "null_watched": {topic: [topic, topic, "other", "other"] for topic in topics},
+    }
+    return specificity.Results(head, records + nulls)
+
+
+def test_effects_of_known_drops():
+    matrix = np.array([[2.0, 0.1, 0.2], [0.0, 1.6, 0.0], [0.3, 0.3, 1.0]])
+    [one, _] = results_of(matrix, 0.01).effects("other_keywords")
+    assert one.target.estimate == pytest.approx(4.6 / 3) and one.others.estimate == pytest.approx(0.15)
+    assert one.selectivity.estimate == pytest.approx(4.6 / 3 - 0.15)
+    assert one.selectivity.low == pytest.approx(one.selectivity.high)  # all prompts of a topic are alike
+    assert one.perplexity.estimate == pytest.approx(np.expm1(0.01))
+    assert one.met == ("x", "y")  # z: neither 1.5 nats, nor an eighth
+    assert one.adjusted == pytest.approx(2 * one.p)
+
+
+def test_effects_with_plain_text_hurt():
+    matrix = np.diag([2.0, 2.0, 2.0])
+    assert results_of(matrix, 0.03).effects("other_keywords")[0].met == ()
+
+
+def test_null_counts_the_random_clusters_that_are_as_selective():
+    own, null, p = results_of(np.eye(3), 0.0).null("one")["x"]
+    assert own == 1.0 and len(null) == 19 and p == pytest.approx(3 * 1 / 20)  # Holm over three topics
+
+
+def test_toxicity_of_words():
+    judge = Toxicity.of(["bad bad day", "bad thing"], ["good day", "good thing"])
+    assert judge("bad") > 0 > judge("good") and judge("day") == pytest.approx(judge.log_odds["day"])
+    assert judge("unheard") == 0.0
+    assert judge.auc(["bad"], ["good"]) == 1.0 and judge.auc(["bad"], ["bad"]) == 0.5
+    # (count + 1) / (words + vocabulary): three of five words are bad, none of four are
+    assert judge.log_odds["bad"] == pytest.approx(np.log((3 + 1) / (5 + 4)) - np.log((0 + 1) / (4 + 4)))
