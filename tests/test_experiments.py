@@ -93,7 +93,7 @@ def results_of(matrix, plain):
         }
         for name in ("one", "two") for i, topic in enumerate(topics)
     ]  # fmt: skip
-    config = {"topics": topics, "primary": 0.01, "selectors": ["one", "two"], "null": ["one"]}
+    config = {"topics": topics, "primary": 0.01, "selectors": ["one", "two"], "random_for": ["one"]}
     nulls = [
         {"selector": "one", "topic": topic, "fraction": 0.01, "setting": "null", "draw": draw,
          "drop": [1.0 - draw / 100] * 2 + [0.0] * 2}

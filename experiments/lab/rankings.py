@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from shapley.selectors.attribution import GuardedAttribution
 from shapley.selectors.choose import GUARDS, choose_guard
-from shapley.selectors.scores import Guarded, Interval
 
 from shapley.clusters import Ranking
 from shapley.files import atomic_path, cache_directory, digest
@@ -16,7 +15,7 @@ from shapley.hf.load import LanguageModel
 from shapley.selectors import selector
 from shapley.selectors.base import Evidence, Selector
 
-_GUARDED: dict[str, Any] = {"guarded": Guarded, "interval": Interval, "guarded-attribution": GuardedAttribution}
+_GUARDED = ("guarded", "interval", "guarded-attribution")
 
 
 def ranked(
@@ -41,14 +40,15 @@ def ranked(
                 evidence.seed,
                 [(own.topic, own.sha256) for own in evidence.prompts.values()],
                 _of_scores(evidence, config) if selector(name).reads == "scores" else None,
-                (k, config["chosen_on"]) if name in _GUARDED else None,
+                (k, config["chosen_on"]) if name in _GUARDED else config.get("settings", {}).get(name),
             )
         )
     )
     path = cache_directory("experiments", "rankings") / f"{lm.name}-{name}-{topic}-{key[:12]}.npz"
     if not path.exists():
         guard = _guard(lm, evidence, config, name, topic, others, k) if name in _GUARDED else None
-        chosen: Selector = selector(name) if guard is None else _GUARDED[name](guard=guard)
+        settings = config.get("settings", {}).get(name, {}) if guard is None else {"guard": guard}
+        chosen: Selector = replace(selector(name), **settings)
         ranking = chosen.rank(evidence, topic, others)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, score=ranking.score, stderr=ranking.stderr, guard=np.nan if guard is None else guard)
@@ -66,7 +66,7 @@ def _guard(
     others: Sequence[str],
     k: int,
 ) -> float:
-    rankings = {guard: _GUARDED[name](guard=guard).rank(evidence, topic, others) for guard in GUARDS}
+    rankings = {guard: replace(selector(name), guard=guard).rank(evidence, topic, others) for guard in GUARDS}
     prompts = {other: own.first(config["chosen_on"]) for other, own in evidence.prompts.items()}
     return choose_guard(lm, prompts, topic, rankings, k).guard
 

@@ -24,8 +24,8 @@ def section(results: Results, name: str) -> Section:
     pictures = [
         Picture(
             HERE / "figures" / f"{name}-removal.png",
-            "Accuracy on held-out prompts that the untouched model answers right, as the highest-ranked neurons are zeroed; 95% bands "
-            "over prompts.",
+            "Accuracy on held-out prompts that the untouched model answers right, as the highest-ranked neurons are zeroed; "
+            "95% bands over prompts.",
         )
     ]
     tables = [_accuracies(results, "Removed in general: accuracy on all topics.", GENERAL, "all")]
@@ -36,8 +36,8 @@ def section(results: Results, name: str) -> Section:
         pictures.append(
             Picture(
                 HERE / "figures" / f"{name}-repair.png",
-                "Neurons ranked for toxic comments are zeroed: how toxic the continuations become, and how much harder plain text. "
-                "Numbers are of neurons; bars are 95% intervals over beginnings.",
+                "Neurons ranked for toxic comments are zeroed: how toxic the continuations become, and how much harder plain "
+                "text. Numbers are of neurons; bars are 95% intervals over beginnings.",
             )
         )
         answers.append(_repair(results))
@@ -49,8 +49,8 @@ def section(results: Results, name: str) -> Section:
         tuple(tables),
         (
             f"{head['seconds']} s on {head['hardware']}; scores of {head['config']['budget']} forward rows a topic, one seed.",
-            "Removed is zeroed, at all positions; the first position carries massive activations, and zeroing those is part of the "
-            "effect.",
+            "Removed is zeroed, at all positions; the first position carries massive activations, and zeroing those is part of "
+            "the effect.",
             "The judge of toxicity knows words only.",
         ),
         head["command"],
@@ -79,14 +79,16 @@ def _repair(results: Results) -> str:
     ]
     said = (
         "; ".join(
-            f"{count} by {name}: {change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}], perplexity {rise.estimate:+.1%}"
+            f"{count} by {name}: {change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}], "
+            f"perplexity {rise.estimate:+.1%}"
             for name, count, change, rise in clear
         )
         or "none"
     )
     return (
-        f"Repair: clusters that make continuations less toxic, by an interval that excludes zero, with perplexity up by less than 2%: "
-        f"{said}. Untouched continuations have {untouched:.3f} (log-odds a word); the judge's AUC on held-out comments is {auc:.2f}."
+        f"Repair: clusters that make continuations less toxic, by an interval that excludes zero, with perplexity up by "
+        f"less than 2%: {said}. Untouched continuations have {untouched:.3f} (log-odds a word); the "
+        f"judge's AUC on held-out comments is {auc:.2f}."
     )
 
 

@@ -131,9 +131,9 @@ def plan(lm: LanguageModel, evidence: Evidence, config: Mapping[str, Any]) -> It
                 ranking, guard = ranked(lm, evidence, config, name, topic, others, k)
                 neurons = select(ranking, top_k=k)
                 primary = fraction == config["primary"]
-                for setting in SETTINGS if primary else SETTINGS[:1]:
+                for setting in SETTINGS if primary and name in config["same"] else SETTINGS[:1]:
                     yield Task(name, topic, fraction, setting, 0, neurons, guard)
-                if primary and name in config["null"]:
+                if primary and name in config["random_for"]:
                     yield Task(name, topic, fraction, "null", 0, neurons, guard)
                     for draw in range(1, config["null_draws"] + 1):
                         matched = matched_random(Cluster(neurons), norm, SEED, draw)
