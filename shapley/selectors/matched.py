@@ -1,0 +1,71 @@
+"""Random clusters like a given one, in layers and in how active their neurons are: the null that claims are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from shapley.clusters import Cluster, Ranking
+from shapley.errors import ShapleyError
+from shapley.keyed import keyed_rng
+from shapley.selectors.base import Evidence
+from shapley.types import FloatArray
+
+if TYPE_CHECKING:
+    from shapley.hf.load import LanguageModel
+
+NEAREST = 20
+
+
+@dataclass(frozen=True)
+class Random:
+    """Neurons in a random order, another one for each topic."""
+
+    name: ClassVar[str] = "random"
+    source: ClassVar[str] = "the control"
+    reads: ClassVar[str] = "model"
+
+    def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
+        sites = evidence.model(self.name).sites
+        score = keyed_rng(evidence.seed, "random selector", topic).random((sites.n_layers, sites.d_mlp))
+        return Ranking(score, np.full_like(score, np.nan))
+
+
+def activation_norm(lm: LanguageModel) -> FloatArray:
+    """``[n_layers, d_mlp]``, the root mean square of every neuron's activation on the reference text."""
+    statistics = lm.statistics("mlp_hidden")
+    norm: FloatArray = (statistics.mean.double().square() + statistics.std.double().square()).sqrt().cpu().numpy()
+    return norm
+
+
+def matched_random(cluster: Cluster, norm: FloatArray, seed: int, draw: int) -> Cluster:
+    """A random cluster with as many neurons in each layer, none of them in ``cluster``, each drawn from the ``NEAREST`` free
+    ones of the layer that are nearest in norm to a neuron of ``cluster``, largest norm first.
+
+    Args:
+        cluster: what to match.
+        norm: ``[n_layers, d_mlp]``, as ``activation_norm`` gives it.
+        seed, draw: key of the choice.
+
+    Raises:
+        ShapleyError: a layer of which more than half is in ``cluster``.
+    """
+    neurons: list[tuple[int, int]] = []
+    for layer in sorted({layer for layer, _ in cluster.neurons}):
+        own = np.array([column for where, column in cluster.neurons if where == layer])
+        free = np.setdiff1d(np.arange(norm.shape[1]), own)
+        if len(own) > len(free):
+            raise ShapleyError(
+                f"the cluster holds {len(own)} of {norm.shape[1]} neurons of layer {layer}: too few are left to draw from"
+            )
+        rng = keyed_rng(seed, "matched cluster", draw, layer)
+        for column in own[np.argsort(-norm[layer, own], kind="stable")]:
+            distance = np.abs(norm[layer, free] - norm[layer, column])
+            near = np.argsort(distance, kind="stable")[:NEAREST]
+            chosen = int(near[rng.integers(len(near))])
+            neurons.append((layer, int(free[chosen])))
+            free = np.delete(free, chosen)
+    return Cluster(tuple(neurons), cluster.site, cluster.model, {"rule": "matched random", "seed": seed, "draw": draw})
