@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from shapley.selectors.choose import GUARDS, choose_guard
 
 from shapley.clusters import Ranking
 from shapley.files import atomic_path, cache_directory, digest
 from shapley.hf.load import LanguageModel
 from shapley.selectors import selector
 from shapley.selectors.base import Evidence, Selector
+from shapley.selectors.choose import GUARDS, choose_guard
 
 _GUARDED = ("guarded", "interval", "guarded-attribution")
 
@@ -72,4 +72,4 @@ def _guard(
 
 
 def _of_scores(evidence: Evidence, config: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (config["budget"], [evidence.score_file("scores").attrs(topic)["time"] for topic in config["topics"]])
+    return tuple(evidence.score_file("scores").attrs(topic)["settings"] for topic in config["topics"])

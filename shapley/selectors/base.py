@@ -84,6 +84,12 @@ class Evidence:
             raise unknown_name("topic", topic, self.prompts)
         return self.prompts[topic]
 
+    def once_for_all(self, name: str, topic: str, measure: Callable[[], Mapping[str, Measure]]) -> Measure:
+        """As ``once``, of what is measured for all topics together."""
+        if (name, topic) not in self._kept:
+            self._kept |= {(name, other): found for other, found in measure().items()}
+        return self._kept[name, topic]
+
     def once(self, name: str, topic: str, measure: Callable[[], Measure]) -> Measure:
         """What ``measure`` returns, called the first time that ``name`` asks for ``topic``."""
         if (name, topic) not in self._kept:
