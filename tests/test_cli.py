@@ -84,7 +84,9 @@ def test_from_prompts_to_report(shapley, model, prompts, scores, tmp_path):
     assert code == 0 and "6 neurons" in out
     record = json.loads(cluster.read_text())
     assert record["format"] == "neuron-shapley-cluster" and record["version"] == 1 and len(record["neurons"]) == 6
-    assert record["rule"] == {"topic": "athlete", "top_k": 6, "versus": ["artist"], "guard": 4.0}
+    assert record["rule"] == {
+        "topic": "athlete", "selector": "guarded", "top_k": 6, "versus": ["artist"], "guard": 4.0,
+    }  # fmt: skip
 
     sweep, plot = tmp_path / "noise.h5", tmp_path / "noise.png"
     code, out, err = shapley(

@@ -19,16 +19,24 @@ device_option = click.option(
 )
 
 
-def model_options(command: F) -> F:
-    """``--model``, ``--device`` and what goes with them."""
-    for option in (
-        click.option("--memory", default=None, help="Memory for activations, as 2GiB or 500MiB. [default: chosen]"),
-        click.option("--trust-remote-code", is_flag=True, help="Allow the model repository's own code to run."),
-        device_option,
-        click.option("--model", required=True, metavar="MODEL", help="A hub id, a local directory, or smollm2."),
-    ):
-        command = option(command)
-    return command
+def _model_options(required: bool) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in (
+            click.option("--memory", default=None, help="Memory for activations, as 2GiB or 500MiB. [default: chosen]"),
+            click.option("--trust-remote-code", is_flag=True, help="Allow the model repository's own code to run."),
+            device_option,
+            click.option(
+                "--model", required=required, metavar="MODEL", help="A hub id, a local directory, or smollm2."
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+model_options = _model_options(required=True)  # --model, --device and what goes with them
+optional_model_options = _model_options(required=False)
 
 
 def impairment_options(command: F) -> F:

@@ -1,4 +1,4 @@
-"""``shapley top``, ``cluster`` and ``merge``: queries of score files, without torch."""
+"""``shapley top`` and ``merge``: queries of score files, without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shapley.clusters import DEFAULT_GUARD, Cluster, rank, select
+from shapley.clusters import DEFAULT_GUARD, rank
 from shapley.errors import ShapleyError
 from shapley.files import check_output
 from shapley.merge import merge_scores
@@ -68,45 +68,6 @@ def _table(records: list[dict[str, Any]]) -> str:
         player = "  ".join(f"{row[name]:>{wide}}" for name, wide in players.items())
         lines.append(f"{row['rank']:>4}  {player}  {row['score']:>10.5f}  {row['stderr']:>9.5f}")
     return "\n".join(lines)
-
-
-@click.command()
-@click.argument("scores", type=click.Path(path_type=Path))
-@click.option("--topic", required=True)
-@click.option("--top-k", type=int, help="So many neurons, or groups.")
-@click.option("--fraction", type=float, help="This fraction of all neurons, or groups.")
-@click.option("--per-layer", is_flag=True, help="The fraction of each layer instead.")
-@_VERSUS
-@_GUARD
-@click.option("--out", required=True, type=click.Path(path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-def cluster(
-    scores: Path,
-    topic: str,
-    top_k: int | None,
-    fraction: float | None,
-    per_layer: bool,
-    versus: tuple[str, ...],
-    guard: float | None,
-    out: Path,
-    overwrite: bool,
-) -> None:
-    """Select a topic's cluster of neurons and write it as JSON."""
-    check_output(out, overwrite=overwrite, inputs=[scores], resumable=False)
-    guard = _guard(guard, versus)
-    file = ScoreFile(scores)
-    ranking = rank(file, topic, versus, guard)
-    neurons = select(ranking, top_k=top_k, fraction=fraction, per_layer=per_layer)
-    attrs = file.attrs(topic)
-    chosen = {"top_k": top_k, "fraction": fraction, "per_layer": per_layer or None, "versus": list(versus) or None}
-    rule: dict[str, Any] = {"topic": topic, **{name: value for name, value in chosen.items() if value is not None}}
-    if versus:
-        rule["guard"] = guard
-    if ranking.group is not None:
-        rule["of"] = "groups"
-    model = {name: file.model[name] for name in ("name", "fingerprint")}
-    Cluster(neurons, attrs["site"], model, rule).save(out)
-    click.echo(f"{len(neurons)} neurons in {len({layer for layer, _ in neurons})} layers: {out}")
 
 
 @click.command()

@@ -33,6 +33,7 @@ class FrequencyDifference:
     name: ClassVar[str] = "frequency"
     source: ClassVar[str] = "difference of activation frequencies; the threshold is ours"
     reads: ClassVar[str] = "model"
+    compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         own = frequency(evidence, topic)
@@ -48,6 +49,7 @@ class ExpertUnits:
     name: ClassVar[str] = "expert-units"
     source: ClassVar[str] = "Suau et al. 2022, Self-conditioning pre-trained language models"
     reads: ClassVar[str] = "model"
+    compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         largest = {name: _largest(evidence, name) for name in (topic, *others)}
@@ -69,6 +71,7 @@ class Entropy:
     name: ClassVar[str] = "entropy"
     source: ClassVar[str] = "LAPE: Tang et al. 2024, Language-specific neurons"
     reads: ClassVar[str] = "model"
+    compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         probability = np.stack([frequency(evidence, name).value for name in (topic, *others)])
@@ -89,6 +92,7 @@ class Norm:
     name: ClassVar[str] = "norm"
     source: ClassVar[str] = "activation norm times output-weight norm, a baseline of pruning"
     reads: ClassVar[str] = "model"
+    compares: ClassVar[bool] = False
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         own = evidence.once(self.name, topic, lambda: self._measure(evidence, topic))

@@ -22,6 +22,7 @@ class Attribution:
     name: ClassVar[str] = "attribution"
     source: ClassVar[str] = "attribution patching, Nanda 2023; AtP, Kramár et al. 2024 (the counterfactual is zero)"
     reads: ClassVar[str] = "model"
+    compares: ClassVar[bool] = False
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         own = self.measure(evidence, topic)
@@ -49,6 +50,7 @@ class GuardedAttribution:
     name: ClassVar[str] = "guarded-attribution"
     source: ClassVar[str] = "as attribution, with our rule"
     reads: ClassVar[str] = "model"
+    compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         plain = Attribution()
@@ -75,6 +77,7 @@ class KnowledgeNeurons:
     name: ClassVar[str] = "knowledge-neurons"
     source: ClassVar[str] = "Dai et al. 2022, Knowledge neurons in pretrained transformers"
     reads: ClassVar[str] = "model"
+    compares: ClassVar[bool] = False
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         own = evidence.once(self.name, topic, lambda: self._measure(evidence, topic))

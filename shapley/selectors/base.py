@@ -48,6 +48,9 @@ class Measure:
 class Evidence:
     """What neurons are chosen from: scores, or a model with its prompts, or both.
 
+    Raises:
+        ShapleyError: scores of another model.
+
     Args:
         scores: a score file.
         lm, prompts: a model, and by topic the prompts to select on.
@@ -61,6 +64,10 @@ class Evidence:
     memory: int | None = None
     seed: int = 0
     _kept: dict[tuple[str, str], Measure] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.scores is not None and self.lm is not None:
+            self.scores.check_model({"name": self.lm.name, "fingerprint": self.lm.fingerprint})
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -77,6 +84,13 @@ class Evidence:
         if self.lm is None or not self.prompts:
             raise ShapleyError(f"selector {who!r} looks into the model: give --model and --prompts")
         return self.lm
+
+    def shape(self, who: str) -> tuple[int, int]:
+        """``(n_layers, d_mlp)``. Raises ShapleyError with neither scores nor a model."""
+        if self.scores is not None:
+            return int(self.scores.model["n_layers"]), int(self.scores.model["d_mlp"])
+        sites = self.model(who).sites
+        return sites.n_layers, sites.d_mlp
 
     def prompts_of(self, topic: str) -> TopicPrompts:
         """Raises ShapleyError for a topic without prompts."""
@@ -103,12 +117,14 @@ class Selector(Protocol):
     Attributes:
         name: on the command line.
         source: the paper it is from, and where it departs from it.
-        reads: ``scores`` or ``model``, what it needs of the evidence.
+        reads: ``scores`` or ``model`` (or either), what it needs of the evidence.
+        compares: whether it holds the topic against others.
     """
 
     name: str
     source: str
     reads: str
+    compares: bool
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         """The neurons' ranking for ``topic``; selectors that compare topics hold it against ``others``.

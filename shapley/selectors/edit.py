@@ -35,6 +35,7 @@ class EditVector:
     name: ClassVar[str] = "edit-vector"
     source: ClassVar[str] = "ROME: Meng et al. 2022, equation 2"
     reads: ClassVar[str] = "model"
+    compares: ClassVar[bool] = False
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         evidence.prompts_of(topic)

@@ -26,11 +26,11 @@ class Random:
 
     name: ClassVar[str] = "random"
     source: ClassVar[str] = "the control"
-    reads: ClassVar[str] = "model"
+    reads: ClassVar[str] = "scores or model"
+    compares: ClassVar[bool] = False
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
-        sites = evidence.model(self.name).sites
-        score = keyed_rng(evidence.seed, "random selector", topic).random((sites.n_layers, sites.d_mlp))
+        score = keyed_rng(evidence.seed, "random selector", topic).random(evidence.shape(self.name))
         return Ranking(score, np.full_like(score, np.nan))
 
 

@@ -20,6 +20,7 @@ class Shapley:
     name: ClassVar[str] = "shapley"
     source: ClassVar[str] = "Ghorbani and Zou 2020"
     reads: ClassVar[str] = "scores"
+    compares: ClassVar[bool] = False
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         return rank(evidence.score_file(self.name), topic)
@@ -34,6 +35,7 @@ class Contrast:
         "Ghorbani and Zou 2020; Shapley values are linear in the game, so this is the value of a difference"
     )
     reads: ClassVar[str] = "scores"
+    compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         return rank(evidence.score_file(self.name), topic, _needed(self.name, others), guard=0)
@@ -47,6 +49,7 @@ class Guarded:
     name: ClassVar[str] = "guarded"
     source: ClassVar[str] = "ours, after Ghorbani and Zou 2020"
     reads: ClassVar[str] = "scores"
+    compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         return rank(evidence.score_file(self.name), topic, _needed(self.name, others), self.guard)
@@ -62,6 +65,7 @@ class Interval:
     name: ClassVar[str] = "interval"
     source: ClassVar[str] = "ours, after Ghorbani and Zou 2020"
     reads: ClassVar[str] = "scores"
+    compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         scores = evidence.score_file(self.name)

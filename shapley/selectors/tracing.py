@@ -54,6 +54,7 @@ class CausalTracing:
     name: ClassVar[str] = "causal-tracing"
     source: ClassVar[str] = "ROME: Meng et al. 2022, section 2; linearised as in Nanda 2023"
     reads: ClassVar[str] = "model"
+    compares: ClassVar[bool] = False
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         own = evidence.once(self.name, topic, lambda: self._measure(evidence, topic))

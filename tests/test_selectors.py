@@ -1,0 +1,203 @@
+"""Selectors by scores, the guard that is chosen, and all of them from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from shapley.clusters import Cluster, Ranking, rank
+from shapley.errors import ShapleyError
+from shapley.estimators.registry import Plan
+from shapley.hf.load import load_model
+from shapley.prompts import Prompt, TopicPrompts, read_prompts
+from shapley.runs import estimate
+from shapley.selectors import NAMES, selector
+from shapley.selectors.base import Evidence
+from shapley.selectors.choose import choose_guard
+from shapley.selectors.scores import Contrast, Guarded, Interval, Shapley
+from tests.test_cli import PROMPTS, cache, model, shapley  # noqa: F401  (fixtures)
+from tests.test_clusters import score_file
+from tests.tiny import tiny_lm
+
+NAN = np.nan
+SCORES = {"a": [[5.0, 1.0], [2.0, NAN]], "b": [[1.0, -3.0], [0.0, 1.0]], "c": [[-2.0, 1.0], [1.0, 1.0]]}
+
+
+@pytest.fixture
+def evidence(tmp_path):
+    return Evidence(score_file(tmp_path, **{t: (score, np.zeros((2, 2, 2))) for t, score in SCORES.items()}))
+
+
+def test_shapley_contrast_and_guarded_are_the_rules_of_rank(evidence):
+    for found, expected in (
+        (Shapley().rank(evidence, "a", []), rank(evidence.scores, "a")),
+        (Contrast().rank(evidence, "a", ["b", "c"]), rank(evidence.scores, "a", ["b", "c"], 0)),
+        (Guarded(3.0).rank(evidence, "a", ["b", "c"]), rank(evidence.scores, "a", ["b", "c"], 3)),
+    ):
+        np.testing.assert_array_equal(found.score, expected.score)
+        np.testing.assert_array_equal(found.stderr, expected.stderr)
+
+
+def test_interval_by_hand(evidence):
+    # every standard error is .25: 5 - .5 - 2 (2 + .5), 1 - .5 - 2 (3 + .5), 2 - .5 - 2 (1 + .5)
+    found = Interval(guard=2.0, z=2.0).rank(evidence, "a", ["b", "c"])
+    np.testing.assert_allclose(found.score, [[-0.5, -6.5], [-1.5, NAN]])
+
+
+@pytest.mark.parametrize("name", ["contrast", "guarded", "interval"])
+def test_nothing_to_compare_with(evidence, name):
+    with pytest.raises(ShapleyError, match=f"'{name}' holds a topic against others"):
+        selector(name).rank(evidence, "a", [])
+
+
+def test_every_selector_says_what_it_is():
+    for name in NAMES:
+        own = selector(name)
+        assert own.name == name and own.source and own.reads in ("scores", "model", "scores or model")
+    with pytest.raises(ShapleyError, match="did you mean 'guarded'"):
+        selector("guardd")
+
+
+def test_scores_of_another_model_are_refused(evidence):
+    with pytest.raises(ShapleyError, match="model"):
+        Evidence(evidence.scores, tiny_lm("gpt2"))
+
+
+def by_weights(lm, given, neurons):
+    """Log-probability of one-token answers, with rows of the down-projection set to zero."""
+    weights = [lm.sites.blocks[layer].down.weight for layer, _ in neurons]
+    kept = [weight.detach().clone() for weight in weights]
+    for weight, (_, column) in zip(weights, neurons, strict=True):
+        weight.data[:, column] = 0
+    values = []
+    with torch.no_grad():
+        for prompt in given:
+            ids = lm.tokenizer(prompt.prompt + prompt.answer, return_tensors="pt")["input_ids"]
+            values.append(float(lm.model(input_ids=ids).logits[0, -2].log_softmax(0)[ids[0, -1]]))
+    for weight, old in zip(weights, kept, strict=True):
+        weight.data.copy_(old)
+    return np.array(values)
+
+
+def rank_first(lm, neurons):
+    score = np.zeros((lm.sites.n_layers, lm.sites.d_mlp))
+    for i, pair in enumerate(neurons):
+        score[pair] = 10.0 - i
+    return Ranking(score, score)
+
+
+def test_the_guard_is_chosen_by_what_its_cluster_does():
+    lm = tiny_lm("llama")
+    topics = {
+        "sport": TopicPrompts("sport", (Prompt("sport", "the player won the", " race"), Prompt("sport", "a old", " coach"))),
+        "music": TopicPrompts("music", (Prompt("music", "the singer sold a", " song"),)),
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    clusters = {
+        float(guard): [(int(rng.integers(3)), int(c)) for c in rng.choice(24, 6, replace=False)] for guard in range(12)
+    }
+    choice = choose_guard(lm, topics, "sport", {g: rank_first(lm, pairs) for g, pairs in clusters.items()}, 6)
+    before = {name: by_weights(lm, own.prompts, []) for name, own in topics.items()}
+    drops = {
+        g: {name: (before[name] - by_weights(lm, own.prompts, pairs)).mean() for name, own in topics.items()}
+        for g, pairs in clusters.items()
+    }
+    for g, drop in drops.items():
+        assert choice.target[g] == pytest.approx(drop["sport"], abs=1e-5)
+        assert choice.others[g] == pytest.approx(drop["music"], abs=1e-5)
+    specific = {g: d["sport"] for g, d in drops.items() if d["sport"] > 0 and d["music"] <= d["sport"] / 8}
+    assert specific and choice.guard == max(specific, key=specific.get)
+    unspecific = {g: rank_first(lm, clusters[g]) for g in clusters if g not in specific}
+    choice = choose_guard(lm, topics, "sport", unspecific, 6)
+    assert choice.guard == max(unspecific, key=lambda g: drops[g]["sport"] - 8 * max(0, drops[g]["music"]))
+
+
+class TestCommand:
+    @pytest.fixture(scope="class")
+    def files(self, model, tmp_path_factory):  # noqa: F811
+        folder = tmp_path_factory.mktemp("selectors")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NEURON_SHAPLEY_CACHE", str(folder))
+            (folder / "p.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+            topics = read_prompts(folder / "p.jsonl")
+            estimate(load_model(model), topics, folder / "s.h5", plan=Plan(samples=16), show=False)
+        return {"{scores}": folder / "s.h5", "{model}": model, "{prompts}": folder / "p.jsonl"}
+
+    @pytest.fixture
+    def run(self, shapley, files, tmp_path):  # noqa: F811
+        def call(*words):
+            places = files | {"{out}": tmp_path / "c.json"}
+            return shapley("cluster", *(places.get(word, word) for word in words))
+
+        return call
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_every_selector_makes_a_cluster(self, run, name, tmp_path):
+        words = () if selector(name).reads == "scores" else ("--model", "{model}", "--prompts", "{prompts}")
+        code, _, err = run(
+            "{scores}", *words, "--topic", "athlete", "--selector", name, "--top-k", "5", "--out", "{out}"
+        )
+        assert code == 0, err
+        cluster = Cluster.load(tmp_path / "c.json")
+        assert len(set(cluster.neurons)) == 5 and cluster.rule["selector"] == name
+        assert cluster.rule.get("versus") == (["artist"] if selector(name).compares else None)
+
+    def test_the_model_alone_is_enough(self, run, tmp_path):
+        words = ["--model", "{model}", "--prompts", "{prompts}", "--topic", "artist", "--top-k", "4", "--out", "{out}"]
+        code, _, err = run(*words, "--selector", "guarded-attribution", "--guard", "2")
+        assert code == 0, err
+        cluster = Cluster.load(tmp_path / "c.json")
+        assert cluster.rule["guard"] == 2.0 and cluster.model["fingerprint"]
+
+    def test_the_guard_by_trial(self, run, tmp_path):
+        code, _, err = run(
+            "{scores}", "--model", "{model}", "--prompts", "{prompts}", "--topic", "athlete", "--selector", "guarded",
+            "--guard", "auto", "--top-k", "5", "--out", "{out}",
+        )  # fmt: skip
+        assert code == 0, err
+        rule = Cluster.load(tmp_path / "c.json").rule
+        assert set(rule["tried"]) == {"1", "2", "4", "8", "16"} and f"{rule['guard']:g}" in rule["tried"]
+
+    def test_without_a_selector_it_is_the_score_or_its_contrast(self, run, tmp_path):
+        for words, name in (
+            ([], "shapley"),
+            (["--versus", "artist"], "guarded"),
+            (["--versus", "artist", "--guard", "0"], "contrast"),
+        ):
+            assert (
+                run("{scores}", "--topic", "athlete", "--top-k", "5", "--out", "{out}", "--overwrite", *words)[0] == 0
+            )
+            assert Cluster.load(tmp_path / "c.json").rule["selector"] == name
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--topic", "artist"], "nothing to select from"),
+            (["--model", "{model}", "--topic", "artist"], "--model and --prompts go together"),
+            (["{scores}", "--topic", "artist", "--selector", "attribution"], "'attribution' looks into the model"),
+            (["--model", "{model}", "--prompts", "{prompts}", "--topic", "artist", "--selector", "shapley"], "reads scores"),
+            (["{scores}", "--topic", "artist", "--selector", "guardd"], "did you mean 'guarded'"),
+            (["{scores}", "--topic", "artisan", "--selector", "guarded"], "did you mean 'artist'"),
+            (["{scores}", "--topic", "artist", "--selector", "guarded", "--versus", "artist"], "against itself"),
+            (["{scores}", "--topic", "artist", "--selector", "guarded", "--versus", "athlet"], "did you mean 'athlete'"),
+            (["{scores}", "--topic", "artist", "--selector", "shapley", "--versus", "athlete"], "by itself: leave --versus"),
+            (["{scores}", "--topic", "artist", "--selector", "contrast", "--guard", "2"], "has no guard"),
+            (["{scores}", "--topic", "artist", "--selector", "guarded", "--guard", "-1"], "at least 0, or auto"),
+            (["{scores}", "--topic", "artist", "--selector", "guarded", "--guard", "auto"], "looks into the model"),
+            (["{scores}", "--topic", "artist", "--guard", "auto"], "--guard goes with --versus"),
+            (["{scores}", "--topic", "artist", "--guard", "2"], "--guard goes with --versus"),
+        ],
+    )  # fmt: skip
+    def test_mistakes(self, run, tmp_path, words, said):
+        code, out, err = run(*words, "--top-k", "3", "--out", "{out}")
+        assert code == 2 and said in err and err.count("\n") == 1 and not out
+        assert not (tmp_path / "c.json").exists()
+
+
+def test_the_list(shapley):  # noqa: F811
+    code, out, _ = shapley("selectors", "--json")
+    assert code == 0 and [row["name"] for row in json.loads(out)] == list(NAMES)
+    assert all(row["source"] in shapley("selectors")[1] for row in json.loads(out))
