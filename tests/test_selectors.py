@@ -115,17 +115,18 @@ def test_the_guard_is_chosen_by_what_its_cluster_does():
     assert choice.guard == max(unspecific, key=lambda g: drops[g]["sport"] - 8 * max(0, drops[g]["music"]))
 
 
-class TestCommand:
-    @pytest.fixture(scope="class")
-    def files(self, model, tmp_path_factory):  # noqa: F811
-        folder = tmp_path_factory.mktemp("selectors")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("NEURON_SHAPLEY_CACHE", str(folder))
-            (folder / "p.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
-            topics = read_prompts(folder / "p.jsonl")
-            estimate(load_model(model), topics, folder / "s.h5", plan=Plan(samples=16), show=False)
-        return {"{scores}": folder / "s.h5", "{model}": model, "{prompts}": folder / "p.jsonl"}
+@pytest.fixture(scope="module")
+def files(model, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("selectors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEURON_SHAPLEY_CACHE", str(folder))
+        (folder / "p.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+        topics = read_prompts(folder / "p.jsonl")
+        estimate(load_model(model), topics, folder / "s.h5", plan=Plan(samples=16), show=False)
+    return {"{scores}": folder / "s.h5", "{model}": model, "{prompts}": folder / "p.jsonl"}
 
+
+class TestCommand:
     @pytest.fixture
     def run(self, shapley, files, tmp_path):  # noqa: F811
         def call(*words):

@@ -122,8 +122,12 @@ def frequency(evidence: Evidence, topic: str) -> Measure:
 
 def _largest(evidence: Evidence, topic: str) -> FloatArray:
     """``[prompts, n_layers, d_mlp]``, each prompt's largest activation."""
-    lm = evidence.model("expert-units")
-    return np.stack([x.max(axis=1) for x in activations(lm, evidence.prompts_of(topic))])
+
+    def measure() -> FloatArray:
+        lm = evidence.model("expert-units")
+        return np.stack([x.max(axis=1) for x in activations(lm, evidence.prompts_of(topic))])
+
+    return evidence.once("expert-units", topic, measure)
 
 
 def activations(lm: LanguageModel, prompts: TopicPrompts) -> list[FloatArray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from shapley.types import FloatArray
 
 if TYPE_CHECKING:
     from shapley.hf.load import LanguageModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Evidence:
     prompts: Mapping[str, TopicPrompts] = field(default_factory=dict)
     memory: int | None = None
     seed: int = 0
-    _kept: dict[tuple[str, str], Measure] = field(default_factory=dict, repr=False)
+    _kept: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.scores is not None and self.lm is not None:
@@ -102,13 +104,14 @@ class Evidence:
         """As ``once``, of what is measured for all topics together."""
         if (name, topic) not in self._kept:
             self._kept |= {(name, other): found for other, found in measure().items()}
-        return self._kept[name, topic]
+        return self.once(name, topic, lambda: measure()[topic])
 
-    def once(self, name: str, topic: str, measure: Callable[[], Measure]) -> Measure:
+    def once(self, name: str, topic: str, measure: Callable[[], T]) -> T:
         """What ``measure`` returns, called the first time that ``name`` asks for ``topic``."""
         if (name, topic) not in self._kept:
             self._kept[name, topic] = measure()
-        return self._kept[name, topic]
+        kept: T = self._kept[name, topic]
+        return kept
 
 
 class Selector(Protocol):
