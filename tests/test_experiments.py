@@ -12,6 +12,7 @@ import experiments.removal.summary as removal
 import experiments.specificity.draw as specificity_draw
 import experiments.specificity.summary as specificity
 from experiments import report
+from experiments.lab import texts as texts_module
 from experiments.lab.figures import drawn_from, save
 from experiments.lab.measure import Ward
 from experiments.lab.tables import between, put_between
@@ -136,3 +137,50 @@ def test_toxicity_of_words():
     assert judge.auc(["bad"], ["good"]) == 1.0 and judge.auc(["bad"], ["bad"]) == 0.5
     # (count + 1) / (words + vocabulary): three of five words are bad, none of four are
     assert judge.log_odds["bad"] == pytest.approx(np.log((3 + 1) / (5 + 4)) - np.log((0 + 1) / (4 + 4)))
+
+
+def write_corpora(folder):
+    """Topics of six words each, the experiments' and one that is not tested; comments of two kinds."""
+    rng = np.random.default_rng(0)
+    letters = list("bcdfghklmnprst")
+
+    def words():
+        return ["".join(rng.choice(letters, 7)) for _ in range(6)]
+
+    def texts(own, n=40):
+        return [
+            f"on day {i} the long old road in the town was empty and a {own[i % 6]} came home to the "
+            f"{own[(i + 1) % 6]} of all the people there with the new one"
+            for i in range(n)
+        ]
+
+    (folder / "dbpedia14").mkdir()
+    (folder / "toxicity").mkdir()
+    passages = [f"{topic},{text}" for topic in (*texts_module.DBPEDIA_TOPICS, "Village") for text in texts(words())]
+    (folder / "dbpedia14" / "passages.csv").write_text("\n".join(["topic,text", *passages]))
+    comments = [f"{text},{label}" for label in ("Toxic", "Not Toxic") for text in texts(words())]
+    (folder / "toxicity" / "comments.csv").write_text("\n".join(["text,is_toxic", *comments]))
+
+
+def test_the_texts_of_the_experiments(monkeypatch, tmp_path):
+    monkeypatch.setattr(texts_module, "LEAST_LOGPROB", -100.0)  # a random model expects no keyword
+    write_corpora(tmp_path)
+    lm = tiny_lm("llama")
+    found = texts_module.texts(lm, tmp_path, tmp_path / "kept", per_topic=4, n_plain=3)
+    assert len(found.plain) == 3 and all("Village" in prompt.id for prompt in found.plain.prompts)
+    for topic in texts_module.TOPICS:
+        selection, other, same = (
+            held[topic].prompts for held in (found.selection, found.other_keywords, found.same_keywords)
+        )
+        assert all(0 < len(prompts) <= 4 for prompts in (selection, other, same))
+        assert not {p.source for p in selection} & {p.source for p in (*other, *same)}
+        assert not {p.answer for p in selection} & {p.answer for p in other}
+    again = texts_module.texts(lm, tmp_path / "nowhere", tmp_path / "kept")
+    assert again.plain.sha256 == found.plain.sha256 and again.selection["Film"] == found.selection["Film"]
+
+
+def test_texts_that_are_not_there(tmp_path):
+    with pytest.raises(ShapleyError, match="no corpus at"):
+        texts_module.texts(tiny_lm("llama"), tmp_path, tmp_path / "kept")
+    with pytest.raises(ShapleyError, match=r"no comments at .*--data"):
+        texts_module.comments(tmp_path)

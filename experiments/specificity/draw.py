@@ -71,11 +71,12 @@ def _line(effect: Effect, n_topics: int) -> str:
 
 def selectors_figure(results: Results) -> Figure:
     """For each selector, the drop of the clusters' topics and of the others, with 95% intervals."""
-    figure = Figure(figsize=(7.2, 0.3 * len(results.head["config"]["selectors"]) + 1.3), layout="constrained")
+    names = results.head["config"]["selectors"]
+    figure = Figure(figsize=(7.2, 0.3 * len(names) + 1.3), layout="constrained")
     panels = figure.subplots(1, len(SETTINGS), sharey=True, sharex=True)
     for axes, (setting, title) in zip(panels, SETTINGS.items(), strict=True):
         effects = results.effects(setting)
-        places = np.arange(len(effects))
+        places = [names.index(effect.selector) for effect in effects]
         for what, colour, marker in (("target", COLOURS[0], "o"), ("others", COLOURS[1], "s")):
             found = [getattr(effect, what) for effect in effects]
             means = np.array([interval.estimate for interval in found])
@@ -87,9 +88,11 @@ def selectors_figure(results: Results) -> Figure:
         axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
         axes.set_title(f"{title} than selected on" if setting == "other_keywords" else f"{title}, other documents")
         axes.set_xlabel("drop of log-probability (nats)")
-    panels[0].set_yticks(places, [effect.selector for effect in effects])
+    panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
-    panels[1].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8
+    )
     figure.suptitle(f"{results.head['model']['name']}: {effects[0].neurons} neurons zeroed", fontsize=10)
     return figure
 
@@ -105,6 +108,7 @@ def matrices_figure(
     for axes, name, matrix in zip(panels, selectors, matrices, strict=True):
         _matrix(axes, matrix, results.topics, name)
     panels[0].set_ylabel("cluster of")
+    figure.supxlabel("prompts of", fontsize=9)
     return figure
 
 
@@ -121,7 +125,7 @@ def _matrix(axes: Axes, matrix: np.ndarray, topics: list[str], name: str) -> Non
 
 def null_figure(results: Results) -> Figure:
     """Selectivity of each topic's cluster beside those of its matched random clusters."""
-    names = results.head["config"]["null"]
+    names = results.head["config"]["random_for"]
     figure = Figure(figsize=(4.6 * len(names), 3.0), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for place, (own, null, p) in enumerate(results.null(name).values()):
