@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from shapley.errors import ShapleyError
+from shapley.files import write_text
+
+
+def show(readme: Path, name: str, part: str) -> None:
+    """Write ``part`` into the README where it has a place for it; print it where it has none, as for runs to try things."""
+    text = readme.read_text(encoding="utf-8")
+    if all(mark in text for mark in marks(name)):
+        write_text(readme, put_between(text, name, part))
+    else:
+        print(part)
 
 
 def put_between(text: str, name: str, part: str) -> str:

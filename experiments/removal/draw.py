@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 
 from experiments.lab import models
 from experiments.lab.figures import save
-from experiments.lab.tables import put_between
+from experiments.lab.tables import show
 from experiments.removal.run import GENERAL
 from experiments.removal.summary import Results
 from shapley.errors import ShapleyError
-from shapley.files import write_text
 from shapley.plots import COLOURS, CONTROL
 from shapley.shape import Interval
 
@@ -34,8 +33,6 @@ def main(model: str, size: str) -> None:
     source = HERE / "results" / f"{name}.jsonl"
     try:
         results = Results.read(source)
-        readme = HERE / "README.md"
-        write_text(readme, put_between(readme.read_text(encoding="utf-8"), name, tables(results)))
     except ShapleyError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -44,6 +41,7 @@ def main(model: str, size: str) -> None:
     save(removal_figure(results), figures / f"{name}-removal.png", source)
     if results.repairs():
         save(repair_figure(results), figures / f"{name}-repair.png", source)
+    show(HERE / "README.md", name, tables(results))
 
 
 def tables(results: Results) -> str:

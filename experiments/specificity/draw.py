@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 
 from experiments.lab import models
 from experiments.lab.figures import save
-from experiments.lab.tables import put_between
+from experiments.lab.tables import show
 from experiments.specificity.summary import PLAIN, SETTINGS, Effect, Results
 from shapley.errors import ShapleyError
-from shapley.files import write_text
 from shapley.plots import COLOURS, CONTROL
 
 HERE = Path(__file__).parent
@@ -43,8 +42,7 @@ def main(model: str, size: str) -> None:
     save(null_figure(results), figures / f"{name}-null.png", source)
     if results.head["config"]["fractions"]:
         save(sizes_figure(results), figures / f"{name}-sizes.png", source)
-    readme = HERE / "README.md"
-    write_text(readme, put_between(readme.read_text(encoding="utf-8"), name, tables(results)))
+    show(HERE / "README.md", name, tables(results))
 
 
 def tables(results: Results) -> str:
