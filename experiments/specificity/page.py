@@ -10,6 +10,7 @@ from experiments.specificity.summary import SETTINGS, SHARE, TARGET, Effect, Res
 
 HERE = Path(__file__).parent
 SIZE = "cpu"
+BROKEN = 0.5  # rise of plain text's perplexity from which on a cluster is one that the whole model hangs on
 SCORED = ("shapley", "contrast", "guarded", "interval")  # what ranks by Shapley scores
 
 
@@ -43,19 +44,21 @@ def section(results: Results, name: str) -> Section:
 
 def _answer(results: Results, setting: str) -> str:
     """What was found for one set of held-out prompts, aim and all."""
-    effects = {effect.selector: effect for effect in results.effects(setting)}
+    everyone = results.effects(setting)
+    effects = {effect.selector: effect for effect in everyone if effect.perplexity.estimate < BROKEN}
+    broken = ", ".join(effect.selector for effect in everyone if effect.perplexity.estimate >= BROKEN)
     ours = max((effects[name] for name in SCORED if name in effects), key=_selectivity)
     rival = max((effect for name, effect in effects.items() if name not in SCORED), key=_selectivity)
     ratio = _selectivity(ours) / _selectivity(rival) if _selectivity(rival) > 0 else float("inf")
     return (
         f"{SETTINGS[setting].capitalize()}: of the selectors that rank by Shapley scores, {ours.selector} is the most "
-        f"selective. "
+        f"selective of those that leave plain text readable (perplexity up by less than half; not so: {broken or 'none'}). "
         f"{ours.neurons} neurons zeroed take {ours.target.estimate:.2f} nats "
         f"[{ours.target.low:.2f}, {ours.target.high:.2f}] from their topic and {ours.others.estimate:.2f} from the others, "
         f"with the perplexity of plain text at {ours.perplexity.estimate:+.1%}; the diagonal stands out with "
         f"p = {ours.adjusted:.3f} (permutation, Holm). "
         f"The best of the others is {rival.selector}, with {rival.target.estimate:.2f} and {rival.others.estimate:.2f}: "
-        f"{ratio:.1f} times less selective. The aim, {TARGET} nats with at most {SHARE:.3f} of it off topic and perplexity "
+        f"the selectivity of ours is {ratio:.2f} times its own. The aim, {TARGET} nats with at most {SHARE:.3f} of it off topic and perplexity "
         f"up by less than 2%, "
         f"is met for {len(ours.met)} of {len(results.topics)} topics by {ours.selector}"
         + (f" ({', '.join(ours.met)})" if ours.met else "")
