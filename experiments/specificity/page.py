@@ -58,8 +58,8 @@ def _answer(results: Results, setting: str) -> str:
         f"with the perplexity of plain text at {ours.perplexity.estimate:+.1%}; the diagonal stands out with "
         f"p = {ours.adjusted:.3f} (permutation, Holm). "
         f"The best of the others is {rival.selector}, with {rival.target.estimate:.2f} and {rival.others.estimate:.2f}: "
-        f"the selectivity of ours is {ratio:.2f} times its own. The aim, {TARGET} nats with at most {SHARE:.3f} of it off topic "
-        f"and perplexity up by less than 2%, "
+        f"the selectivity of ours is {ratio:.2f} times its own. The aim, {TARGET} nats with at most {SHARE:.3f} of it off "
+        f"topic and perplexity up by less than 2%, "
         f"is met for {len(ours.met)} of {len(results.topics)} topics by {ours.selector}"
         + (f" ({', '.join(ours.met)})" if ours.met else "")
         + f", and for {len(rival.met)} by {rival.selector}."
