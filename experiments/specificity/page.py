@@ -34,7 +34,10 @@ def section(results: Results, name: str) -> Section:
     return Section(
         f"specificity: {head['model']['name']}",
         "Does impairing a topic's cluster hurt that topic, and no other?",
-        tuple(_answer(results, setting) for setting in SETTINGS),
+        (
+            *(_answer(results, setting) for setting in SETTINGS),
+            *(_against_random(results, who) for who in _nulls(results)),
+        ),
         tuple(Picture(HERE / "figures" / f"{name}-{part}.png", text) for part, text in pictures.items()),
         tuple(_table(results, setting) for setting in SETTINGS),
         _caveats(results),
@@ -63,6 +66,21 @@ def _answer(results: Results, setting: str) -> str:
         f"is met for {len(ours.met)} of {len(results.topics)} topics by {ours.selector}"
         + (f" ({', '.join(ours.met)})" if ours.met else "")
         + f", and for {len(rival.met)} by {rival.selector}."
+    )
+
+
+def _nulls(results: Results) -> list[str]:
+    return [name for name in results.head["config"]["random_for"] if results.null(name)]
+
+
+def _against_random(results: Results, selector: str) -> str:
+    """For which topics no random cluster is as selective."""
+    found = results.null(selector)
+    above = [topic for topic, (own, null, _) in found.items() if own > null.max()]
+    draws = results.head["config"]["null_draws"]
+    return (
+        f"Against {draws} random clusters matched in layers and activation norm, the clusters of {selector} are "
+        f"more selective than every one for {len(above)} of {len(found)} topics: {', '.join(above) or 'none'}."
     )
 
 
@@ -97,5 +115,7 @@ def _caveats(results: Results) -> tuple[str, ...]:
         "Only prompts are kept whose keyword the untouched model gives at least one chance in a hundred: a keyword that "
         "it does not expect cannot fall.",
         "Toxic and harmless comments yield few prompts of few keywords; read their figures as such.",
+        f"Against random clusters, with {config['null_draws']} draws and Holm over {len(results.topics)} topics, no p value can "
+        f"lie below {len(results.topics) / (config['null_draws'] + 1):.3f}: the topics are not significant one by one.",
         "The guard of guarded selectors is chosen on the selection prompts, for Shapley scores and for attributions alike.",
     )
