@@ -115,7 +115,7 @@ def _caveats(results: Results) -> tuple[str, ...]:
         "Only prompts are kept whose keyword the untouched model gives at least one chance in a hundred: a keyword that "
         "it does not expect cannot fall.",
         "Toxic and harmless comments yield few prompts of few keywords; read their figures as such.",
-        f"Against random clusters, with {config['null_draws']} draws and Holm over {len(results.topics)} topics, no p value can "
-        f"lie below {len(results.topics) / (config['null_draws'] + 1):.3f}: the topics are not significant one by one.",
+        f"Against random clusters, with {config['null_draws']} draws and Holm over {len(results.topics)} topics, no p "
+        f"value can lie below {len(results.topics) / (config['null_draws'] + 1):.3f}: the topics are not significant one by one.",
         "The guard of guarded selectors is chosen on the selection prompts, for Shapley scores and for attributions alike.",
     )
