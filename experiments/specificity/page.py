@@ -116,6 +116,6 @@ def _caveats(results: Results) -> tuple[str, ...]:
         "it does not expect cannot fall.",
         "Toxic and harmless comments yield few prompts of few keywords; read their figures as such.",
         f"Against random clusters, with {config['null_draws']} draws and Holm over {len(results.topics)} topics, no p "
-        f"value can lie below {len(results.topics) / (config['null_draws'] + 1):.3f}: the topics are not significant one by one.",
+        f"value can lie below {len(results.topics) / (config['null_draws'] + 1):.3f}: no topic is significant alone.",
         "The guard of guarded selectors is chosen on the selection prompts, for Shapley scores and for attributions alike.",
     )
