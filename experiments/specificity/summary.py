@@ -17,8 +17,7 @@ import numpy as np
 
 from shapley.errors import ShapleyError
 from shapley.inference import holm, matrix_contrast, permutation_p
-from shapley.keyed import keyed_rng
-from shapley.shape import Interval
+from shapley.shape import Interval, resampled_means
 from shapley.types import FloatArray
 
 SETTINGS = {"other_keywords": "other keywords", "same_keywords": "same keywords"}
@@ -117,16 +116,12 @@ class Results:
         own = self.own(setting, selector, fraction)
         drops = np.array([record["drop"] for record in own])
         places = self._places(setting)
-        rng = keyed_rng(self.head["seed"], "bootstrap", setting, selector, fraction)
-        drawn = np.array(
-            [
-                _totals(self._means(drops, [rng.choice(place, len(place)) for place in places]))
-                for _ in range(_BOOTSTRAPS)
-            ]
-        )
+        key = (self.head["seed"], setting, selector, fraction)
+        resampled = [resampled_means(drops[:, place], _BOOTSTRAPS, *key, i) for i, place in enumerate(places)]
+        drawn = _totals(np.stack(resampled, axis=2))
         intervals = [
             Interval(float(value), *map(float, np.quantile(column, [0.025, 0.975])))
-            for value, column in zip(_totals(matrix), drawn.T, strict=True)
+            for value, column in zip(_totals(matrix), drawn, strict=True)
         ]
         met = tuple(
             topic
@@ -157,12 +152,18 @@ class Results:
 
 
 def _totals(matrix: FloatArray) -> FloatArray:
-    """Target, others, selectivity, rise of perplexity, each over topics, of a matrix with plain text as its last column."""
-    target, others = matrix.diagonal().mean(), _others(matrix).mean()
-    return np.array([target, others, target - others, np.expm1(matrix[:, -1].mean())])
+    """Target, others, selectivity, rise of perplexity, each over topics, of ``[..., topics, topics + 1]`` matrices whose last
+    column is plain text: ``[4, ...]``."""
+    target, others = _own(matrix).mean(axis=-1), _others(matrix).mean(axis=-1)
+    return np.stack([target, others, target - others, np.expm1(matrix[..., -1].mean(axis=-1))])
+
+
+def _own(matrix: FloatArray) -> FloatArray:
+    """``[..., topics]``: each cluster's own topic."""
+    return matrix[..., :-1].diagonal(axis1=-2, axis2=-1)
 
 
 def _others(matrix: FloatArray) -> FloatArray:
-    """``[topics]``: under each cluster, the mean over the other topics."""
-    topics = matrix[:, :-1]
-    return (topics.sum(axis=1) - topics.diagonal()) / (len(topics) - 1)
+    """``[..., topics]``: under each cluster, the mean over the other topics."""
+    topics = matrix[..., :-1]
+    return np.asarray((topics.sum(axis=-1) - _own(matrix)) / (topics.shape[-1] - 1))
