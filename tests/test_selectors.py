@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,15 +13,20 @@ import torch
 from shapley.clusters import Cluster, Ranking, rank
 from shapley.errors import ShapleyError
 from shapley.estimators.registry import Plan
+from shapley.groups import parse_groups
 from shapley.hf.load import load_model
+from shapley.impairment import Impairment
 from shapley.prompts import Prompt, TopicPrompts, read_prompts
 from shapley.runs import estimate
 from shapley.selectors import NAMES, selector
 from shapley.selectors.base import Evidence
 from shapley.selectors.choose import choose_guard
+from shapley.selectors.matched import NEAREST, matched_random
 from shapley.selectors.scores import Contrast, Guarded, Interval, Shapley
+from shapley.store import ScoreFile, TopicScores, write_scores
 from tests.test_cli import PROMPTS, cache, model, shapley  # noqa: F401  (fixtures)
 from tests.test_clusters import score_file
+from tests.test_store import MODEL, topic_attrs
 from tests.tiny import tiny_lm
 
 NAN = np.nan
@@ -47,6 +54,48 @@ def test_interval_by_hand(evidence):
     np.testing.assert_allclose(found.score, [[-0.5, -6.5], [-1.5, NAN]])
 
 
+def written(tmp_path, scores, errors, settings):
+    """Evidence of a file with ``scores``, ``errors`` and ``settings`` by topic."""
+    ones = np.ones((1, 2), dtype=int)
+    topics = {
+        topic: TopicScores(
+            np.array(scores[topic]),
+            np.array(errors[topic]),
+            ones,
+            ones,
+            np.zeros((2, 1, 2), dtype=np.float32),
+            topic_attrs(**settings[topic]),
+        )
+        for topic in scores
+    }
+    write_scores(tmp_path / "w.h5", MODEL, topics, keep=False)
+    return Evidence(ScoreFile(tmp_path / "w.h5"))
+
+
+def test_interval_without_a_standard_error_is_the_score(tmp_path):
+    scores, errors = {"a": [[9.0, 9.0]], "b": [[-3.0, 1.0]]}, {"a": [[NAN, 1.0]], "b": [[0.5, NAN]]}
+    found = Interval(guard=2.0).rank(written(tmp_path, scores, errors, {"a": {}, "b": {}}), "a", ["b"])
+    np.testing.assert_allclose(found.score, [[9.0 - 2 * 3.5, 8.0 - 2 * 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("guard", "others", "said"),
+    [(-1.0, ["b"], "at least 0"), (NAN, ["b"], "at least 0"), (1.0, ["a"], "against itself")],
+)
+def test_interval_refuses_what_guarded_refuses(evidence, guard, others, said):
+    for own in (Interval(guard), Guarded(guard)):
+        with pytest.raises(ShapleyError, match=said):
+            own.rank(evidence, "a", others)
+
+
+@pytest.mark.parametrize("name", ["contrast", "guarded", "interval"])
+def test_topics_of_other_players_are_refused(tmp_path, name):
+    ones = {"a": [[1.0, 1.0]], "b": [[1.0, 1.0]]}
+    evidence = written(tmp_path, ones, ones, {"a": {}, "b": {"partition": "of another file"}})
+    with pytest.raises(ShapleyError, match="scored with other players"):
+        selector(name).rank(evidence, "a", ["b"])
+
+
 @pytest.mark.parametrize("name", ["contrast", "guarded", "interval"])
 def test_nothing_to_compare_with(evidence, name):
     with pytest.raises(ShapleyError, match=f"'{name}' holds a topic against others"):
@@ -59,6 +108,14 @@ def test_every_selector_says_what_it_is():
         assert own.name == name and own.source and own.reads in ("scores", "model", "scores or model")
     with pytest.raises(ShapleyError, match="did you mean 'guarded'"):
         selector("guardd")
+
+
+@pytest.mark.parametrize(
+    "module", ["selectors", "selectors.choose", "selectors.matched", "selectors.scores", "cli.cluster"]
+)
+def test_scores_are_selected_from_without_torch(module):
+    code = f"import sys, shapley.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_scores_of_another_model_are_refused(evidence):
@@ -115,6 +172,50 @@ def test_the_guard_is_chosen_by_what_its_cluster_does():
     assert choice.guard == max(unspecific, key=lambda g: drops[g]["sport"] - 8 * max(0, drops[g]["music"]))
 
 
+def test_of_equal_guards_the_smaller():
+    lm = tiny_lm("llama")
+    topics = {
+        name: TopicPrompts(name, (Prompt(name, text, answer),))
+        for name, text, answer in (("sport", "the player won the", " race"), ("music", "the singer sold a", " song"))
+    }
+    same = rank_first(lm, [(0, 1), (2, 3)])
+    assert choose_guard(lm, topics, "sport", {8.0: same, 2.0: same, 4.0: same}, 2).guard == 2.0
+    with pytest.raises(ShapleyError, match=r"'sports'.*did you mean 'sport'"):
+        choose_guard(lm, topics, "sports", {1.0: same}, 2)
+    with pytest.raises(ShapleyError, match="prompts of 'sport' only"):
+        choose_guard(lm, {"sport": topics["sport"]}, "sport", {1.0: same}, 2)
+
+
+class TestMatchedRandom:
+    cluster = Cluster(((0, 10), (0, 11), (2, 40)), "mlp_hidden", {"fingerprint": "f00d"})
+    norm = np.tile(np.arange(60.0), (3, 1))  # a neuron's norm is its place
+
+    def drawn(self, seed=0, draw=1):
+        return matched_random(self.cluster, self.norm, seed, draw)
+
+    def test_every_one_of_the_nearest_is_drawn_and_no_other(self):
+        first, second, third = (
+            {own.neurons[i] for own in map(self.drawn, [0] * 400, range(400))} for i in range(len(self.cluster))
+        )
+        # 11 comes before 10, as its norm is larger; of 30 and 50, as near to 40, the earlier one
+        near = {(0, column) for column in (*range(10), *range(12, 60))}
+        by_distance = sorted(near, key=lambda place: (abs(place[1] - 11), place[1]))
+        assert first == set(by_distance[:NEAREST])
+        assert third == {(2, column) for column in range(30, 51) if column != 40}
+        assert second <= set(sorted(near, key=lambda place: (abs(place[1] - 10), place[1]))[: NEAREST + 1])
+
+    def test_as_many_in_each_layer_and_none_in_common(self):
+        for draw in range(50):
+            own = self.drawn(draw=draw)
+            assert own.per_layer(3).tolist() == [2, 0, 1] and len(set(own.neurons)) == 3
+            assert not set(own.neurons) & set(self.cluster.neurons)
+            assert (own.site, own.model) == ("mlp_hidden", {"fingerprint": "f00d"})
+
+    def test_keyed_by_seed_and_draw(self):
+        assert self.drawn() == self.drawn()
+        assert len({self.drawn(seed, draw).neurons for seed in range(3) for draw in range(3)}) == 9
+
+
 @pytest.fixture(scope="module")
 def files(model, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("selectors")
@@ -162,6 +263,43 @@ class TestCommand:
         rule = Cluster.load(tmp_path / "c.json").rule
         assert set(rule["tried"]) == {"1", "2", "4", "8", "16"} and f"{rule['guard']:g}" in rule["tried"]
 
+    def test_the_guard_by_trial_counts_groups(self, shapley, files, tmp_path):  # noqa: F811
+        topics, scores = read_prompts(files["{prompts}"]), tmp_path / "g.h5"
+        plan = Plan(estimator="permutation", samples=4)
+        estimate(load_model(files["{model}"]), topics, scores, plan=plan, groups=parse_groups("blocks:8"), show=False)
+        words = (
+            "cluster", scores, "--model", files["{model}"], "--prompts", files["{prompts}"], "--topic", "athlete",
+            "--selector", "guarded", "--guard", "auto", "--top-k", 2, "--out", tmp_path / "c.json",
+        )  # fmt: skip
+        code, _, err = shapley(*words)
+        assert code == 0, err
+        cluster, lm = Cluster.load(tmp_path / "c.json"), load_model(files["{model}"])
+        assert len(cluster) == 16 and cluster.rule["of"] == "groups"
+        own = topics["athlete"].prompts
+        drop = by_weights(lm, own, []) - by_weights(lm, own, cluster.neurons)
+        assert cluster.rule["tried"][f"{cluster.rule['guard']:g}"][0] == pytest.approx(drop.mean(), abs=1e-5)
+
+    def test_the_site_is_of_what_was_read(self, shapley, files, tmp_path):  # noqa: F811
+        topics, scores = read_prompts(files["{prompts}"]), tmp_path / "o.h5"
+        estimate(
+            load_model(files["{model}"]),
+            topics,
+            scores,
+            impairment=Impairment(site="mlp_out"),
+            plan=Plan(samples=4),
+            show=False,
+        )
+        words = ("cluster", scores, "--model", files["{model}"], "--prompts", files["{prompts}"], "--topic", "athlete")
+        for name, site in (("guarded", "mlp_out"), ("attribution", "mlp_hidden"), ("random", "mlp_hidden")):
+            out = tmp_path / f"{name}.json"
+            code, _, err = shapley(*words, "--selector", name, "--seed", 3, "--top-k", 5, "--out", out)
+            assert code == 0, err
+            assert Cluster.load(out).site == site
+            assert Cluster.load(out).rule.get("seed") == (None if name == "guarded" else 3)
+        rest = ("--selector", "guarded", "--guard", "auto", "--top-k", 5, "--out", tmp_path / "auto.json")
+        code, _, err = shapley(*words, *rest)
+        assert code == 2 and "these scores are of mlp_out" in err and err.count("\n") == 1
+
     def test_without_a_selector_it_is_the_score_or_its_contrast(self, run, tmp_path):
         for words, name in (
             ([], "shapley"),
@@ -187,7 +325,7 @@ class TestCommand:
             (["{scores}", "--topic", "artist", "--selector", "shapley", "--versus", "athlete"], "by itself: leave --versus"),
             (["{scores}", "--topic", "artist", "--selector", "contrast", "--guard", "2"], "has no guard"),
             (["{scores}", "--topic", "artist", "--selector", "guarded", "--guard", "-1"], "at least 0, or auto"),
-            (["{scores}", "--topic", "artist", "--selector", "guarded", "--guard", "auto"], "looks into the model"),
+            (["{scores}", "--topic", "artist", "--selector", "guarded", "--guard", "auto"], "tries clusters on the model"),
             (["{scores}", "--topic", "artist", "--guard", "auto"], "--guard goes with --versus"),
             (["{scores}", "--topic", "artist", "--guard", "2"], "--guard goes with --versus"),
         ],

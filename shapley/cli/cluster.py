@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from shapley.cli.options import optional_model_options, parse_memory
 from shapley.clusters import DEFAULT_GUARD, Cluster, Ranking, select
@@ -91,14 +92,18 @@ def cluster(
         chosen = _with_guard(chosen, choice.guard)
     ranking = chosen.rank(evidence, topic, others)
     neurons = select(ranking, top_k=top_k, fraction=fraction, per_layer=per_layer)
+    # What a selector reads off the model, or draws, is of the neurons themselves, at whatever site the scores are.
+    by_scores = chosen.reads == "scores"
+    site: Site = evidence.score_file(chosen.name).attrs(topic)["site"] if by_scores else "mlp_hidden"
     settings = {"top_k": top_k, "fraction": fraction, "per_layer": per_layer or None, "versus": list(others) or None}
     rule |= {key: value for key, value in settings.items() if value is not None}
     rule |= {field.name: getattr(chosen, field.name) for field in fields(chosen)}  # type: ignore[arg-type]
     if chosen.name == "contrast":
         rule["guard"] = 0.0
+    if not by_scores:
+        rule["seed"] = seed
     if ranking.group is not None:
         rule["of"] = "groups"
-    site: Site = file.attrs(topic)["site"] if file is not None and topic in file.topics else "mlp_hidden"
     Cluster(neurons, site, _model(evidence), rule).save(out)
     click.echo(f"{len(neurons)} neurons in {len({layer for layer, _ in neurons})} layers: {out}")
 
@@ -161,15 +166,22 @@ def _others(chosen: Selector, topic: str, versus: Sequence[str], evidence: Evide
 def _choose(chosen: Selector, evidence: Evidence, topic: str, others: Sequence[str], rule: Mapping[str, Any]) -> Choice:
     from shapley.selectors.choose import GUARDS, choose_guard
 
-    lm = evidence.model("--guard auto")
+    if evidence.lm is None:
+        raise ShapleyError("--guard auto tries clusters on the model: give --model and --prompts")
+    if rule["per_layer"]:
+        raise ShapleyError("--guard auto chooses for clusters of the whole model: leave --per-layer away")
+    if chosen.reads == "scores" and (site := evidence.score_file(chosen.name).attrs(topic)["site"]) != "mlp_hidden":
+        raise ShapleyError(
+            f"--guard auto zeroes neurons, at mlp_hidden; these scores are of {site}: give --guard a number"
+        )
     rankings: dict[float, Ranking] = {
         guard: _with_guard(chosen, guard).rank(evidence, topic, others) for guard in GUARDS
     }
-    if rule["per_layer"]:
-        raise ShapleyError("--guard auto chooses for clusters of the whole model: leave --per-layer away")
-    k = len(select(next(iter(rankings.values())), **rule))
+    first = next(iter(rankings.values()))
+    neurons = np.array(select(first, **rule))  # of groups, all their neurons, while choose_guard counts groups
+    k = len(neurons) if first.group is None else len(np.unique(first.group[neurons[:, 0], neurons[:, 1]]))
     prompts = {name: evidence.prompts_of(name) for name in (topic, *others)}
-    return choose_guard(lm, prompts, topic, rankings, k, memory=evidence.memory)
+    return choose_guard(evidence.lm, prompts, topic, rankings, k, memory=evidence.memory)
 
 
 def _model(evidence: Evidence) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shapley.clusters import Ranking, select
+from shapley.errors import ShapleyError, unknown_name
 from shapley.impairment import Impairment
 from shapley.prompts import TopicPrompts
 
@@ -39,11 +40,20 @@ def choose_guard(
 ) -> Choice:
     """Of several guards, the one whose cluster of ``k`` neurons takes most from the topic, among those that take at most an
     eighth as much from the others; where none does so, the one with the largest target drop minus eight times the others'.
+    Of equals, the smaller guard.
 
     Args:
         prompts: to select on, of all topics.
         rankings: for ``topic``, by guard.
+        k: neurons of a cluster; groups, where groups are ranked.
+
+    Raises:
+        ShapleyError: no prompts of ``topic``, or of no other.
     """
+    if topic not in prompts:
+        raise unknown_name("topic", topic, prompts)
+    if len(prompts) < 2:
+        raise ShapleyError(f"a guard is chosen by what other topics lose, and there are prompts of {topic!r} only")
     from shapley.hf.scoring import RowPlan, RowScorer
 
     every = [prompt for own in prompts.values() for prompt in own.prompts]

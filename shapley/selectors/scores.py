@@ -68,9 +68,11 @@ class Interval:
     compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
-        scores = evidence.score_file(self.name)
-        own = rank(scores, topic)
-        elsewhere = [rank(scores, other) for other in _needed(self.name, others)]
+        scores, others = evidence.score_file(self.name), _needed(self.name, others)
+        rank(
+            scores, topic, others, self.guard
+        )  # refuses what is no contrast: other players, the topic itself, a guard < 0
+        own, elsewhere = rank(scores, topic), [rank(scores, other) for other in others]
         upper = [np.abs(other.score) + self.z * np.nan_to_num(other.stderr) for other in elsewhere]
         lower = own.score - self.z * np.nan_to_num(own.stderr)
         return Ranking(lower - self.guard * np.max(upper, axis=0), own.stderr, own.group, own.names)
