@@ -6,7 +6,7 @@ massive activations whatever the text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from shapley.clusters import Ranking
+from shapley.errors import ShapleyError
 from shapley.hf.hooks import observe
 from shapley.hf.load import LanguageModel
+from shapley.hf.scoring import encode
 from shapley.hf.sites import write_weights
 from shapley.hf.statistics import pad_right
-from shapley.prompts import TopicPrompts
+from shapley.prompts import Prompt, TopicPrompts
 from shapley.selectors.base import Evidence, Measure
 from shapley.types import FloatArray
 
@@ -130,20 +132,34 @@ def _largest(evidence: Evidence, topic: str) -> FloatArray:
     return evidence.once("expert-units", topic, measure)
 
 
-def activations(lm: LanguageModel, prompts: TopicPrompts) -> list[FloatArray]:
-    """For each prompt ``[n_layers, tokens - 1, d_mlp]`` float32, its first position left out.
+def activations(lm: LanguageModel, prompts: TopicPrompts) -> Iterator[FloatArray]:
+    """For each prompt ``[n_layers, tokens - 1, d_mlp]`` float32, its first position left out; the shortest prompt first, as
+    batches are of like length. One batch is held at a time: all prompts' tokens would be many times what is kept of them.
 
     The answer is left out too: what is looked for is what makes the model say it.
+
+    Raises:
+        ShapleyError: a prompt of one token, of which nothing is left.
     """
-    ids = [lm.tokenizer(prompt.prompt)["input_ids"] for prompt in prompts.prompts]
-    found: list[FloatArray] = []
+    ids = sorted((_prompt_tokens(lm, prompt) for prompt in prompts.prompts), key=len)
     for start in range(0, len(ids), _BATCH):
         tokens, valid = pad_right(ids[start : start + _BATCH], lm.pad_id)
         with torch.no_grad(), observe(lm.sites, "mlp_hidden") as seen:
             lm.model(input_ids=tokens.to(lm.device), attention_mask=valid.long().to(lm.device), use_cache=False)
         layers = torch.stack([x.view(*tokens.shape, -1).float().cpu() for x in seen]).numpy()
-        found += [layers[:, row, 1 : int(keep.sum())].copy() for row, keep in enumerate(valid)]
-    return found
+        for row, keep in enumerate(valid):
+            yield layers[:, row, 1 : int(keep.sum())]
+
+
+def _prompt_tokens(lm: LanguageModel, prompt: Prompt) -> tuple[int, ...]:
+    """The tokens before the answer, as they are scored: without the end token that some tokenizers add."""
+    encoded = encode(lm, prompt)
+    if encoded.start == 1:
+        raise ShapleyError(
+            f"prompt {prompt.id or repr(prompt.prompt[:40])} has one token, and activations leave out the first: "
+            "give it a longer prompt"
+        )
+    return encoded.ids[: encoded.start]
 
 
 def average_precision(score: FloatArray, positive: np.ndarray) -> FloatArray:

@@ -47,7 +47,8 @@ class EditVector:
         lm = evidence.model(self.name)
         keys = np.stack(
             [
-                np.mean([x[:, -1] for x in activations(lm, evidence.prompts_of(name))], axis=0)
+                # copies: a view would keep its batch
+                np.mean([x[:, -1].copy() for x in activations(lm, evidence.prompts_of(name))], axis=0)
                 for name in evidence.topics
             ]
         ).astype(np.float64)  # [topics, n_layers, d_mlp]
