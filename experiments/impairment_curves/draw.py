@@ -1,0 +1,194 @@
+"""The experiment's figures and the tables of its README, from the stored files.
+
+python -m experiments.impairment_curves.draw --model smollm2 --size cpu
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.impairment_curves.originals import ORIGINALS, PLAIN
+from experiments.impairment_curves.shapes import RANDOM
+from experiments.impairment_curves.summary import SMOOTH, Place, Results, Smoothness, fitted
+from experiments.lab import models
+from experiments.lab.figures import save
+from experiments.lab.tables import show
+from shapley.curves import Curve
+from shapley.errors import ShapleyError
+from shapley.impairment import NOISE_KINDS
+from shapley.plots import COLOURS, CONTROL
+from shapley.records import EVERYTHING
+
+HERE = Path(__file__).parent
+LOSS = "loss (nats a token)"
+_MARKERS = "os^D"
+
+
+@click.command(help=__doc__)
+@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
+@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
+def main(model: str, size: str) -> None:
+    name = f"{model}-{size}"
+    source = HERE / "results" / f"{name}.jsonl"
+    try:
+        results = Results.read(source)
+    except ShapleyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    draw(results, source, HERE / "figures", name)
+    show(HERE / "README.md", name, tables(results))
+
+
+def draw(results: Results, source: Path, figures: Path, name: str) -> None:
+    """All figures, into a folder."""
+    figures.mkdir(exist_ok=True)
+    save(smooth_figure(results), figures / f"{name}-smooth.png", source)
+    for test in results.tests:
+        for cluster in results.clusters:
+            save(curves_figure(results, test, cluster), figures / f"{name}-test-{test}-{cluster}.png", source)
+
+
+def tables(results: Results) -> str:
+    """Hypothesis A for each kind and site; and the doses of each test."""
+    head = results.head
+    lines = [
+        f"`{head['command']}`: {len(results.records)} records, {head['seconds']} s on {head['hardware']}, {head['time']}.",
+        "",
+        f"**Hypothesis A**: R² of monotone fits. General loss: plain text, everything impaired; it holds from {SMOOTH} on.",
+        "",
+        "| kind | site | R² of general loss [95%] | holds | its rise, nats a token | of curves under clusters, R² "
+        f"≥ {SMOOTH} | their least R² |",
+        "| --- " * 7 + "|",
+        *map(_smooth_line, results.smoothness()),
+    ]
+    for test in results.tests:
+        lines += ["", *_doses(results, test)]
+    return "\n".join(lines)
+
+
+def _smooth_line(found: Smoothness) -> str:
+    general = found.general
+    defined = [value for value in found.clusters if not np.isnan(value)]
+    smooth = sum(value >= SMOOTH for value in defined)
+    return (
+        f"| {found.kind} | {found.site} | {general.estimate:.3f} [{general.low:.3f}, {general.high:.3f}] | "
+        f"{'yes' if found.holds else 'no'} | {found.rise:.2f} | {smooth} of {len(found.clusters)} | "
+        f"{min(defined, default=np.nan):.3f} |"
+    )
+
+
+def _doses(results: Results, test: int) -> list[str]:
+    """At the test's own site, for each kind and cluster, the dose that halves each topic's performance."""
+    topics = results.topics(test)
+    own = [place for place in results.places if place.test == test and place.site == results.sites(test)[0]]
+    n = {topic: results.fit(own[0], EVERYTHING, topic)["prompts"] for topic in topics}
+    lines = [
+        f"**Test {test}**, {ORIGINALS[test].where} (`{own[0].site}`), cluster {ORIGINALS[test].target}: the strength at which "
+        "half of the log-probability above the floor is lost (ID50) [95%].",
+        "",
+        f"| kind | impaired | columns | {' | '.join(f'{topic} ({n[topic]} prompts)' for topic in topics)} |",
+        "| --- " * (3 + len(topics)) + "|",
+    ]
+    for place in own:
+        for cluster in results.arms():
+            fits = [results.fit(place, cluster, topic) for topic in topics]
+            cells = " | ".join(map(_dose, fits))
+            lines.append(f"| {place.kind} | {cluster} | {fits[0]['columns']} | {cells} |")
+    return lines
+
+
+def _dose(fit: dict[str, Any]) -> str:
+    if fit["id50"] is None:
+        return "at the floor"
+    if fit["censored"]:
+        return f"> {fit['id50']:g}"
+    if fit["id50_low"] is None:
+        return f"{fit['id50']:.2f}"
+    return f"{fit['id50']:.2f} [{fit['id50_low']:.2f}, {fit['id50_high']:.2f}]"
+
+
+def curves_figure(results: Results, test: int, cluster: str) -> Figure:
+    """Each topic's loss as a cluster is impaired by degrees, kinds by sites; dashed, with random clusters in its place."""
+    kinds, sites = results.kinds(test), results.sites(test)
+    figure = Figure(figsize=(1.9 * len(sites) + 1.6, 1.7 * len(kinds) + 1.2), layout="constrained")
+    panels = figure.subplots(len(kinds), len(sites), sharey="row", squeeze=False)
+    for row, kind in zip(panels, kinds, strict=True):
+        for axes, site in zip(row, sites, strict=True):
+            _topics_panel(axes, results, Place(test, kind, site), cluster)
+            _strength_axis(axes, results, kind)
+        row[0].set_ylabel(LOSS)
+    for axes, site in zip(panels[0], sites, strict=True):
+        axes.set_title(site)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    if results.head["config"]["random"]:
+        handles.append(Line2D([], [], color=CONTROL, linestyle="--", linewidth=1))
+        labels.append("the same topic, random columns")
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    figure.suptitle(
+        f"{results.head['model']['name']}, test {test}:\n{ORIGINALS[test].target} cluster ({cluster}) impaired",
+        fontsize=10,
+    )
+    return figure
+
+
+def _topics_panel(axes: Axes, results: Results, place: Place, cluster: str) -> None:
+    target = ORIGINALS[place.test].target
+    for topic, colour, marker in zip(results.topics(place.test), COLOURS, _MARKERS, strict=False):
+        width = 2.2 if topic == target else 1.2
+        _band(axes, results.loss(place, cluster, topic), f"{marker}-", colour, topic, width)
+        if results.head["config"]["random"]:
+            control = results.loss(place, cluster + RANDOM, topic)
+            axes.plot(control.strengths, control.mean, "--", color=colour, linewidth=1)
+
+
+def smooth_figure(results: Results) -> Figure:
+    """Hypothesis A: plain text's loss as everything is impaired, by kind and site, with its monotone fit."""
+    kinds = list(dict.fromkeys(place.kind for place in results.general()))
+    columns = min(2, len(kinds))
+    rows = -(-len(kinds) // columns)
+    figure = Figure(figsize=(2.7 * columns + 0.4, 2.3 * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    sites = list(dict.fromkeys(place.site for place in results.general()))
+    for axes, kind in zip(panels.flat, kinds, strict=False):
+        for place in (place for place in results.general() if place.kind == kind):
+            i = sites.index(place.site)
+            loss, r2 = results.loss(place, EVERYTHING, PLAIN), results.fit(place, EVERYTHING, PLAIN)["r2"]
+            label = place.site if r2 is None else f"{place.site}, R² {r2:.3f}"
+            _band(axes, loss, _MARKERS[i], COLOURS[i], label)
+            axes.plot(loss.strengths, fitted(loss), "-", color=COLOURS[i], linewidth=1.4)
+        _strength_axis(axes, results, kind)
+        axes.legend(frameon=False, fontsize=7.5, loc="upper left")
+        axes.set_ylabel(LOSS)
+    for axes in panels.flat[len(kinds) :]:
+        axes.set_axis_off()
+    figure.suptitle(
+        f"{results.head['model']['name']}: plain text, everything impaired; lines: monotone fits", fontsize=9
+    )
+    return figure
+
+
+def _band(axes: Axes, loss: Curve, style: str, colour: str, label: str, width: float = 1.2) -> None:
+    axes.plot(loss.strengths, loss.mean, style, color=colour, linewidth=width, markersize=3.5, label=label)
+    axes.fill_between(loss.strengths, loss.low, loss.high, color=colour, alpha=0.12, linewidth=0)
+
+
+def _strength_axis(axes: Axes, results: Results, kind: str) -> None:
+    """Of noise logarithmic, with a place for zero."""
+    if kind in NOISE_KINDS:
+        axes.set_xscale("symlog", linthresh=results.head["config"]["strengths"]["noise"][0])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(f"{kind} (site SDs)", fontsize=8.5)
+    else:
+        axes.set_xlabel(f"{kind} (fraction)", fontsize=8.5)
+
+
+if __name__ == "__main__":
+    main()
