@@ -1,0 +1,208 @@
+"""The experiment's figures and the tables of its README, from the stored files.
+
+python -m experiments.fragility.draw --model smollm2 --size cpu
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import click
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from experiments.fragility.summary import EXPLAINED, LEVEL, Fall, Results
+from experiments.lab import models
+from experiments.lab.figures import save
+from experiments.lab.tables import show
+from shapley.errors import ShapleyError
+from shapley.impairment import NOISE_KINDS
+from shapley.plots import COLOURS
+from shapley.shape import Dose, Interval
+
+HERE = Path(__file__).parent
+_LINES, _MARKERS = ("-", "--"), ("o", "^")  # the second of each once all colours are used
+
+
+@click.command(help=__doc__)
+@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
+@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
+def main(model: str, size: str) -> None:
+    name = f"{model}-{size}"
+    source = HERE / "results" / f"{name}.jsonl"
+    try:
+        results = Results.read(source)
+    except ShapleyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    draw(results, HERE / "figures", name, source)
+    show(HERE / "README.md", name, tables(results))
+
+
+def draw(results: Results, figures: Path, name: str, source: Path) -> None:
+    """Both figures, into a folder."""
+    figures.mkdir(exist_ok=True)
+    save(curves_figure(results), figures / f"{name}-curves.png", source)
+    save(halves_figure(results), figures / f"{name}-halves.png", source)
+
+
+def tables(results: Results) -> str:
+    """The untouched abilities, their order under each kind, and whether kinds agree."""
+    head = results.head
+    parts = [
+        f"`{head['command']}`: {len(results.records)} impairments of {len(head['watched'])} items, {head['seconds']} s on "
+        f"{head['hardware']}, {head['time']}.",
+        "**Untouched.** Items: measured, of those that are right enough, of all candidates. Accuracy is of all candidates; "
+        "log-probabilities are of the measured items, nats a token (grammar: good minus bad continuation, nats).",
+        _untouched(results),
+    ]
+    for kind in results.kinds:
+        parts += [
+            f"**{kind.capitalize()}**, ID50 in {_unit(kind)}; what falls first comes first.",
+            _order(results, kind),
+        ]
+    return "\n\n".join([*parts, _verdicts(results)])
+
+
+def _untouched(results: Results) -> str:
+    lines = ["| ability | items | accuracy | chance | log-probability | at the floor | claimed |", "| --- " * 7 + "|"]
+    for ability, facts in results.head["abilities"].items():
+        curve = results.values(results.kinds[0], ability).mean(axis=1)
+        measured = results.head["watched"].count(ability)
+        whole = facts["chance"] is None
+        lines.append(
+            f"| {ability} | {measured} of {facts['enough']} of {facts['candidates']} | "
+            f"{'–' if whole else format(facts['right'] / facts['candidates'], '.2f')} | "
+            f"{'–' if whole else format(facts['chance'], '.2f')} | {curve[0]:.2f} | {curve[-1]:.2f} | "
+            f"{_claimed(results, ability)} |"
+        )
+    return "\n".join(lines)
+
+
+def _claimed(results: Results, ability: str) -> str:
+    if not results.above(ability):
+        return "no: not above the floor"
+    return "yes" if results.claimed(ability) else "no: near chance"
+
+
+def _order(results: Results, kind: str) -> str:
+    first = results.first(kind)
+    lines = ["| ability | ID50 [95%] | above guessing | of accuracy | falls first in |", "| --- " * 5 + "|"]
+    for fall in results.falls[kind]:
+        share = f"{first[fall.ability]:.0%} of resamples" if fall.claimed else "not claimed"
+        others = results.half_above_guessing(kind, fall.ability), results.half_of_accuracy(kind, fall.ability)
+        lines.append(f"| {fall.ability} | {_half_of(fall)} | {' | '.join(map(_dose, others))} | {share} |")
+    return "\n".join(lines)
+
+
+def _half_of(fall: Fall) -> str:
+    low, high = (_dose(Dose(end, bool(end >= fall.strengths[-1]))) for end in (fall.half.low, fall.half.high))
+    return f"{_dose(Dose(fall.half.estimate, fall.censored))} [{low}, {high}]"
+
+
+def _dose(dose: Dose | None) -> str:
+    return "–" if dose is None else f"{'> ' if dose.censored else ''}{dose.value:.3g}"
+
+
+def _verdicts(results: Results) -> str:
+    """Whether kinds agree, and hypothesis A."""
+    lines = [
+        f"- {one} and {other}: Kendall's tau of the claimed abilities' ID50 is {_interval(results.agreement(one, other))}."
+        for one, other in itertools.combinations(results.kinds, 2)
+    ]
+    lines += [
+        f"- {kind}: Kendall's tau of ID50 with that above guessing is {results.floors_agree(kind):.2f}."
+        for kind in results.kinds
+    ]
+    for kind in results.kinds:
+        r2 = results.explained(kind)
+        lines.append(
+            f"- Hypothesis A, {kind}: an increasing curve of strength explains R² = {_interval(r2)} of plain text's loss; "
+            f"{EXPLAINED} or more: {'met' if r2.estimate >= EXPLAINED else 'not met'}."
+        )
+    return "\n".join(lines)
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def curves_figure(results: Results) -> Figure:
+    """Retention against strength, a panel for each kind; left out is strength zero, where it is one."""
+    figure = Figure(figsize=(3.6 * len(results.kinds) + 1.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(results.kinds), sharey=True, squeeze=False)[0]
+    for axes, kind in zip(panels, results.kinds, strict=True):
+        for ability in results.abilities:
+            for fall in results.falls[kind]:
+                if fall.ability == ability:  # in the same order in every panel
+                    _curve(axes, fall, *_style(results, ability))
+        axes.axhline(LEVEL, color="#bbbbbb", linewidth=0.8, zorder=0)
+        axes.set_ylim(-0.6, 1.3)
+        _strength_axis(axes, kind)
+    panels[0].set_ylabel("retention (1 untouched, 0 at the floor)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    figure.suptitle(f"{results.head['model']['name']}: every neuron impaired", fontsize=10)
+    return figure
+
+
+def _curve(axes: Axes, fall: Fall, colour: str, line: str, marker: str) -> None:
+    """With its band; paler where the untouched model is near chance."""
+    strengths, strong = fall.strengths[1:], 1.0 if fall.claimed else 0.45
+    label = fall.ability if fall.claimed else f"{fall.ability} (near chance)"
+    axes.plot(
+        strengths, fall.retention[1:], line, marker=marker, markersize=3.5, color=colour, alpha=strong, label=label
+    )
+    axes.fill_between(strengths, fall.low[1:], fall.high[1:], color=colour, alpha=0.07, linewidth=0)
+
+
+def halves_figure(results: Results) -> Figure:
+    """ID50 of every ability with its interval, a panel for each kind; in the order of the first kind."""
+    order = [fall.ability for fall in results.falls[results.kinds[0]]]
+    figure = Figure(figsize=(3.0 * len(results.kinds) + 1.2, 0.26 * len(order) + 1.3), layout="constrained")
+    panels = figure.subplots(1, len(results.kinds), sharey=True, squeeze=False)[0]
+    for axes, kind in zip(panels, results.kinds, strict=True):
+        for fall in results.falls[kind]:
+            _half(axes, fall, order.index(fall.ability), _style(results, fall.ability)[0])
+        _strength_axis(axes, kind, "ID50, ")
+    panels[0].set_yticks(range(len(order)), order)
+    panels[0].invert_yaxis()
+    title = f"{results.head['model']['name']}: half is lost (arrow: or more; hollow: near chance)"
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _half(axes: Axes, fall: Fall, place: int, colour: str) -> None:
+    """A dot and its interval; an arrow where either ends at the largest strength."""
+    filled, largest = "full" if fall.claimed else "none", float(fall.strengths[-1])
+    axes.plot([fall.half.low, fall.half.high], [place, place], color=colour, linewidth=1.2)
+    if fall.censored or fall.half.high >= largest:
+        axes.plot([largest], [place], ">", color=colour, markersize=5.5, fillstyle=filled)
+    if not fall.censored:
+        axes.plot([fall.half.estimate], [place], "o", color=colour, markersize=5.5, fillstyle=filled)
+
+
+def _style(results: Results, ability: str) -> tuple[str, str, str]:
+    """Colour, line and marker."""
+    turn, place = divmod(results.abilities.index(ability), len(COLOURS))
+    return COLOURS[place], _LINES[turn], _MARKERS[turn]
+
+
+def _strength_axis(axes: Axes, kind: str, what: str = "") -> None:
+    if kind in NOISE_KINDS:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(kind)
+    axes.set_xlabel(f"{what}strength ({_unit(kind)})")
+
+
+def _unit(kind: str) -> str:
+    return "site standard deviations" if kind in NOISE_KINDS else "share taken away"
+
+
+if __name__ == "__main__":
+    main()
