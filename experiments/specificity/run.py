@@ -20,7 +20,6 @@ from typing import Any
 import click
 import numpy as np
 import yaml
-from shapley.selectors.matched import activation_norm, matched_random
 
 from experiments.lab import models
 from experiments.lab.measure import Ward
@@ -35,6 +34,7 @@ from shapley.hf.load import LanguageModel
 from shapley.progress import Progress, say
 from shapley.prompts import Prompt, TopicPrompts
 from shapley.selectors.base import Evidence
+from shapley.selectors.matched import activation_norm, matched_random
 from shapley.store import ScoreFile
 
 HERE = Path(__file__).parent
