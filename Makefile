@@ -46,8 +46,9 @@ experiments-setup: $(STAMP)
 # The experiments at the size for trying, on the text below DATA.
 DATA ?= ../shared/data
 experiments: $(STAMP)
-	$(BIN)/python -m experiments.specificity.run --size small --data $(DATA)
-	$(BIN)/python -m experiments.specificity.draw --size small
+	for name in specificity removal impairment_curves fragility; do \
+		$(BIN)/python -m experiments.$$name.run --size small --data $(DATA) && $(BIN)/python -m experiments.$$name.draw --size small || exit; \
+	done
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -3,7 +3,7 @@ stored results. What was not run is left out."""
 
 from __future__ import annotations
 
-import base64
+import os
 from pathlib import Path
 
 import click
@@ -23,16 +23,16 @@ PAGES = (specificity, removal)
 @click.option("--out", type=click.Path(path_type=Path), default=HERE.parent / "docs" / "experiments.html")
 def main(out: Path) -> None:
     sections = [section for page in PAGES for section in page.sections()]
-    write_text(out, render(sections))
+    write_text(out, render(sections, out.parent))
     click.echo(f"{len(sections)} sections: {out}")
 
 
-def render(sections: list[Section]) -> str:
-    """The page, figures within it."""
+def render(sections: list[Section], folder: Path) -> str:
+    """The page, to be put into ``folder``; figures stay where they are."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["inline"] = lambda path: base64.b64encode(path.read_bytes()).decode()
+    environment.filters["from_here"] = lambda path: Path(os.path.relpath(path, folder)).as_posix()
     return environment.get_template("report.html").render(sections=sections, version=__version__)
 
 

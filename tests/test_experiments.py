@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import experiments.fragility.draw as fragility_draw
+import experiments.fragility.summary as fragility
+import experiments.impairment_curves.draw as impairment_curves_draw
+import experiments.impairment_curves.summary as impairment_curves
 import experiments.removal.draw as removal_draw
 import experiments.removal.summary as removal
 import experiments.specificity.draw as specificity_draw
@@ -22,27 +26,38 @@ from shapley.prompts import Prompt
 from tests.tiny import tiny_lm
 
 ROOT = Path(__file__).parents[1]
-DRAWN = [(specificity, specificity_draw), (removal, removal_draw)]
-STORED = [
-    (summary, draw, path) for summary, draw in DRAWN for path in sorted((draw.HERE / "results").glob("*-cpu.jsonl"))
+DRAWN = [
+    (specificity, specificity_draw),
+    (removal, removal_draw),
+    (impairment_curves, impairment_curves_draw),
+    (fragility, fragility_draw),
 ]
+
+
+def folder(module):
+    return Path(module.__file__).parent
+
+
+STORED = [(summary, draw, path) for summary, draw in DRAWN for path in sorted(folder(draw).glob("results/*-cpu.jsonl"))]
 
 
 @pytest.mark.parametrize(("summary", "draw", "path"), STORED, ids=lambda x: getattr(x, "stem", ""))
 def test_the_readme_holds_what_was_stored(summary, draw, path):
-    readme = (draw.HERE / "README.md").read_text(encoding="utf-8")
+    readme = (folder(draw) / "README.md").read_text(encoding="utf-8")
     assert between(readme, path.stem) == draw.tables(summary.Results.read(path))
 
 
 @pytest.mark.parametrize(("summary", "draw", "path"), STORED, ids=lambda x: getattr(x, "stem", ""))
 def test_the_figures_were_drawn_from_what_is_stored(summary, draw, path):
-    figures = sorted((draw.HERE / "figures").glob(f"{path.stem}-*.png"))
+    figures = sorted(folder(draw).glob(f"figures/{path.stem}-*.png"))
     assert figures and all(drawn_from(figure, path) for figure in figures)
 
 
 def test_the_report_is_made_from_what_is_stored():
     stored = (ROOT / "docs" / "experiments.html").read_text(encoding="utf-8")
-    assert stored == report.render([section for page in report.PAGES for section in page.sections()])
+    sections = [section for page in report.PAGES for section in page.sections()]
+    assert stored == report.render(sections, ROOT / "docs")
+    assert all(picture.path.exists() for section in sections for picture in section.pictures)
 
 
 def test_a_figure_tells_when_its_numbers_changed(tmp_path):

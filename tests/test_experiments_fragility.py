@@ -13,6 +13,7 @@ import experiments.fragility.run as run_module
 from experiments.fragility.abilities import LENGTHS, Continuation, Item, arithmetic, copying, grammar, of_prompts
 from experiments.fragility.measure import performances
 from experiments.fragility.summary import Results
+from experiments.lab import commands
 from experiments.lab.figures import drawn_from
 from experiments.lab.texts import Texts
 from shapley.errors import ShapleyError
@@ -131,10 +132,10 @@ def tiny(monkeypatch):
     lm = tiny_lm("llama")
     topics = {topic: TopicPrompts(topic, tuple(expected(lm, topic, BEGINNINGS))) for topic in TOPICS}
     plain = TopicPrompts("plain", tuple(expected(lm, "plain", BEGINNINGS[:2])))
-    monkeypatch.setattr(run_module.models, "load", lambda name, device: lm)
-    monkeypatch.setattr(run_module, "texts", lambda *args: Texts(topics, topics, topics, plain))
+    monkeypatch.setattr(commands.models, "load", lambda name, device: lm)
+    monkeypatch.setattr(commands, "texts", lambda *args: Texts(topics, topics, topics, plain))
     config = {"topics": TOPICS, "prompts": 3, "draws": 2, "strengths": {"noise": [0.5, 5.0], "scale": [0.5, 1.0]}}
-    monkeypatch.setattr(run_module.yaml, "safe_load", lambda text: {"small": config})
+    monkeypatch.setattr(commands.yaml, "safe_load", lambda text: {"small": config})
     for name in ("copying", "arithmetic"):
         own = of_prompts(expected(lm, name, [f"{start} the" for start in BEGINNINGS]))
         monkeypatch.setattr(choose_module, name, lambda n, own=own: own)
@@ -161,7 +162,7 @@ def test_a_run_its_tables_and_its_figures(tiny, tmp_path):
     assert results.values("scale", "copying")[-1].tolist() == results.values("scale", "copying")[-2].tolist()
     text = draw_module.tables(results)
     assert "| grammar | 3 of 4 of 5 | 0.80 | 0.50 |" in text and "noise and scale: Kendall's tau" in text
-    draw_module.draw(results, tmp_path / "figures", "tiny", out)
+    draw_module.draw(results, out, tmp_path / "figures", "tiny")
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert figures == ["tiny-curves.png", "tiny-halves.png"]
     assert all(drawn_from(tmp_path / "figures" / name, out) for name in figures)

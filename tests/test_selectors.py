@@ -96,7 +96,7 @@ def test_topics_of_other_players_are_refused(tmp_path, name):
         selector(name).rank(evidence, "a", ["b"])
 
 
-@pytest.mark.parametrize("name", ["contrast", "guarded", "interval"])
+@pytest.mark.parametrize("name", [name for name in NAMES if selector(name).compares])
 def test_nothing_to_compare_with(evidence, name):
     with pytest.raises(ShapleyError, match=f"'{name}' holds a topic against others"):
         selector(name).rank(evidence, "a", [])
@@ -326,6 +326,8 @@ class TestCommand:
             (["{scores}", "--topic", "artist", "--selector", "contrast", "--guard", "2"], "has no guard"),
             (["{scores}", "--topic", "artist", "--selector", "guarded", "--guard", "-1"], "at least 0, or auto"),
             (["{scores}", "--topic", "artist", "--selector", "guarded", "--guard", "auto"], "tries clusters on the model"),
+            (["{scores}", "--topic", "artist", "--device", "cpu"], "--device goes with --model"),
+            (["{scores}", "--topic", "artist", "--memory", "1GiB"], "--memory goes with --model"),
             (["{scores}", "--topic", "artist", "--guard", "auto"], "--guard goes with --versus"),
             (["{scores}", "--topic", "artist", "--guard", "2"], "--guard goes with --versus"),
         ],

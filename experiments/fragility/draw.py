@@ -6,45 +6,24 @@ python -m experiments.fragility.draw --model smollm2 --size cpu
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 
-import click
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.fragility.summary import EXPLAINED, LEVEL, Fall, Results
-from experiments.lab import models
+from experiments.lab.commands import draw_command
 from experiments.lab.figures import save
-from experiments.lab.tables import show
-from shapley.errors import ShapleyError
 from shapley.impairment import NOISE_KINDS
 from shapley.plots import COLOURS
 from shapley.shape import Dose, Interval
 
-HERE = Path(__file__).parent
 _LINES, _MARKERS = ("-", "--"), ("o", "^")  # the second of each once all colours are used
 
 
-@click.command(help=__doc__)
-@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
-@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
-def main(model: str, size: str) -> None:
-    name = f"{model}-{size}"
-    source = HERE / "results" / f"{name}.jsonl"
-    try:
-        results = Results.read(source)
-    except ShapleyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    draw(results, HERE / "figures", name, source)
-    show(HERE / "README.md", name, tables(results))
-
-
-def draw(results: Results, figures: Path, name: str, source: Path) -> None:
+def draw(results: Results, source: Path, figures: Path, name: str) -> None:
     """Both figures, into a folder."""
-    figures.mkdir(exist_ok=True)
     save(curves_figure(results), figures / f"{name}-curves.png", source)
     save(halves_figure(results), figures / f"{name}-halves.png", source)
 
@@ -203,6 +182,8 @@ def _strength_axis(axes: Axes, kind: str, what: str = "") -> None:
 def _unit(kind: str) -> str:
     return "site standard deviations" if kind in NOISE_KINDS else "share taken away"
 
+
+main = draw_command(__file__, __doc__, Results.read, draw, tables)
 
 if __name__ == "__main__":
     main()

@@ -8,18 +8,15 @@ Intervals (95%) are of a bootstrap over items; the same items are drawn for all 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, kendalltau
 
 from experiments.fragility.choose import GRAMMAR, PLAIN
 from experiments.fragility.run import FLOOR, UNTOUCHED
-from shapley.errors import ShapleyError
+from experiments.lab.results import Stored
 from shapley.shape import (
     Dose,
     Interval,
@@ -62,22 +59,8 @@ class Fall:
 
 
 @dataclass(frozen=True)
-class Results:
-    """A stored file of the experiment.
-
-    Raises:
-        ShapleyError: no such file.
-    """
-
-    head: dict[str, Any]
-    records: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, path: Path) -> Results:
-        if not path.exists():
-            raise ShapleyError(f"no results at {path}: python -m experiments.fragility.run makes them")
-        head, *records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return cls(head, records)
+class Results(Stored):
+    """A stored file of the experiment."""
 
     @property
     def kinds(self) -> list[str]:

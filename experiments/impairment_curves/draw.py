@@ -5,11 +5,9 @@ python -m experiments.impairment_curves.draw --model smollm2 --size cpu
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,38 +16,19 @@ from matplotlib.lines import Line2D
 from experiments.impairment_curves.originals import ORIGINALS, PLAIN
 from experiments.impairment_curves.shapes import RANDOM
 from experiments.impairment_curves.summary import SMOOTH, Place, Results, Smoothness, fitted
-from experiments.lab import models
+from experiments.lab.commands import draw_command
 from experiments.lab.figures import save
-from experiments.lab.tables import show
 from shapley.curves import Curve
-from shapley.errors import ShapleyError
 from shapley.impairment import NOISE_KINDS
 from shapley.plots import COLOURS, CONTROL
 from shapley.records import EVERYTHING
 
-HERE = Path(__file__).parent
 LOSS = "loss (nats a token)"
 _MARKERS = "os^D"
 
 
-@click.command(help=__doc__)
-@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
-@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
-def main(model: str, size: str) -> None:
-    name = f"{model}-{size}"
-    source = HERE / "results" / f"{name}.jsonl"
-    try:
-        results = Results.read(source)
-    except ShapleyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    draw(results, source, HERE / "figures", name)
-    show(HERE / "README.md", name, tables(results))
-
-
 def draw(results: Results, source: Path, figures: Path, name: str) -> None:
     """All figures, into a folder."""
-    figures.mkdir(exist_ok=True)
     save(smooth_figure(results), figures / f"{name}-smooth.png", source)
     for test in results.tests:
         for cluster in results.clusters:
@@ -189,6 +168,8 @@ def _strength_axis(axes: Axes, results: Results, kind: str) -> None:
     else:
         axes.set_xlabel(f"{kind} (fraction)", fontsize=8.5)
 
+
+main = draw_command(__file__, __doc__, Results.read, draw, tables)
 
 if __name__ == "__main__":
     main()

@@ -8,68 +8,33 @@ cache; a run that was stopped goes on.
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-import yaml
-
 from experiments.impairment_curves.originals import ORIGINALS, clusters_of, watched
 from experiments.impairment_curves.shapes import records_of
-from experiments.lab import models
-from experiments.lab.provenance import provenance
+from experiments.lab.commands import Measured, run_command
+from experiments.lab.measure import memory_for
 from experiments.lab.scores import SEED, SEMIVALUE, scored
-from experiments.lab.texts import Texts, texts
+from experiments.lab.texts import Texts
 from shapley import __version__
 from shapley.clusters import Cluster
-from shapley.errors import ShapleyError
-from shapley.files import cache_directory, digest, write_text
+from shapley.files import cache_directory, digest
 from shapley.hf.load import LanguageModel
 from shapley.impairment import NOISE_KINDS, Impairment
-from shapley.progress import say
 from shapley.prompts import TopicPrompts
 from shapley.records import EVERYTHING, Sweep
 from shapley.store import ScoreFile
 from shapley.sweeps import sweep
 from shapley.types import Kind, Site
 
-HERE = Path(__file__).parent
-_CPU_MEMORY = 80 << 20  # batches of some ten rows: in larger ones, short prompts are padded to plain text's length
 
-
-@click.command(help=__doc__)
-@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
-@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
-@click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="[default: results/MODEL-SIZE.jsonl beside this file]")
-@click.option("--device", help="As torch names it. [default: the GPU where there is one]")
-def main(model: str, size: str, data: Path, out: Path | None, device: str | None) -> None:
-    config = yaml.safe_load((HERE / "config.yaml").read_text())[size]
-    out = out or HERE / "results" / f"{model}-{size}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    try:
-        lm = models.load(model, device)
-        prompts = texts(lm, data, cache_directory("experiments", "texts", model))
-        scores = scored(lm, prompts, config)
-        records = list(measure(lm, prompts, ScoreFile(scores), config))
-    except ShapleyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    command = f"python -m experiments.impairment_curves.run --model {model} --size {size}"
-    head = provenance(lm, prompts, command, {"scores": scores}) | {
-        "size": size,
-        "config": config,
-        "seed": SEED,
-        "semivalue": SEMIVALUE,
-        "seconds": round(time.monotonic() - start),
-    }
-    write_text(out, "".join(json.dumps(line) + "\n" for line in [head, *records]))
-    say(f"{len(records)} records: {out}")
+def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Path) -> Measured:
+    """All of it."""
+    scores = scored(lm, prompts, config)
+    records = list(measure(lm, prompts, ScoreFile(scores), config))
+    return Measured(records, {"seed": SEED, "semivalue": SEMIVALUE}, {"scores": scores})
 
 
 def measure(
@@ -138,10 +103,12 @@ def swept(
         cache_directory("experiments", "sweeps") / name,
         n_seeds=n_seeds,
         n_random=n_random,
-        memory=_CPU_MEMORY if lm.device.type == "cpu" else None,
+        memory=memory_for(lm),
         resume=True,
     )
 
+
+main = run_command(__file__, __doc__, work)
 
 if __name__ == "__main__":
     main()

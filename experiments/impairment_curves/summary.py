@@ -7,18 +7,16 @@ over strengths (docs/curves.md).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.impairment_curves.originals import ORIGINALS, PLAIN
 from experiments.impairment_curves.shapes import RANDOM
+from experiments.lab.results import Stored
 from shapley.curves import Z95, Curve
-from shapley.errors import ShapleyError
 from shapley.records import EVERYTHING
 from shapley.shape import Interval, monotone_fit
 from shapley.types import FloatArray
@@ -57,22 +55,8 @@ class Smoothness:
 
 
 @dataclass(frozen=True)
-class Results:
-    """A stored file of the experiment: its head, and records of curves and their fits.
-
-    Raises:
-        ShapleyError: no such file.
-    """
-
-    head: dict[str, Any]
-    records: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, path: Path) -> Results:
-        if not path.exists():
-            raise ShapleyError(f"no results at {path}: python -m experiments.impairment_curves.run makes them")
-        head, *records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return cls(head, records)
+class Results(Stored):
+    """A stored file of the experiment: its head, and records of curves and their fits."""
 
     @property
     def places(self) -> list[Place]:

@@ -14,6 +14,7 @@ _KEY = "Source"
 
 def save(figure: Figure, path: Path, source: Path) -> None:
     """Write a PNG with the digest of the file that it was drawn from."""
+    path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
         figure.savefig(
             temporary, format="png", dpi=150, bbox_inches="tight", metadata={_KEY: digest(source.read_bytes())}

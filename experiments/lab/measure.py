@@ -18,7 +18,12 @@ from shapley.prompts import Prompt
 from shapley.types import FloatArray
 
 METRICS = ("logprob", "accuracy")
-_CPU_MEMORY = 80 << 20  # batches of some ten rows: in larger ones, short prompts are padded to plain text's length
+
+
+def memory_for(lm: LanguageModel) -> int | None:
+    """Bytes for activations: on a CPU batches of some ten rows, as in larger ones short prompts are padded to plain text's
+    length; on a GPU what is chosen by default."""
+    return 80 << 20 if lm.device.type == "cpu" else None
 
 
 class Ward:
@@ -36,7 +41,7 @@ class Ward:
     ) -> None:
         self.impairment = impairment or Impairment("zero")
         self.n_draws = n_draws if self.impairment.is_random else 1
-        self._scorer = RowScorer(lm, prompts, self.impairment, memory=_CPU_MEMORY if lm.device.type == "cpu" else None)
+        self._scorer = RowScorer(lm, prompts, self.impairment, memory=memory_for(lm))
         self._key = digest(*(text.encode() for text in (lm.fingerprint, *(prompt.key for prompt in prompts))))
         self._measure: Any = Memory(cache_directory("experiments", "rows"), verbose=0).cache(
             _measure, ignore=["scorer"]

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from experiments.lab import models
+
+SIZE = "cpu"
+
+
+def stored(file: str) -> Iterator[Path]:
+    """The results that the report shows of the experiment whose module ``file`` is: of each model that was measured."""
+    for model in models.MODELS:
+        path = Path(file).parent / "results" / f"{model}-{SIZE}.jsonl"
+        if path.exists():
+            yield path
 
 
 @dataclass(frozen=True)
@@ -21,6 +34,11 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str
+
+    def markdown(self) -> str:
+        """For a README, under its caption."""
+        lines = [self.head, ("---",) * len(self.head), *self.rows]
+        return "\n".join([self.caption, "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
 @dataclass(frozen=True)

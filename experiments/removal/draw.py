@@ -5,83 +5,38 @@ python -m experiments.removal.draw --model smollm2 --size cpu
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import click
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.lab import models
+from experiments.lab.commands import draw_command
 from experiments.lab.figures import save
-from experiments.lab.tables import show
+from experiments.removal import page
 from experiments.removal.run import GENERAL
 from experiments.removal.summary import Results
-from shapley.errors import ShapleyError
 from shapley.plots import COLOURS, CONTROL
 from shapley.shape import Interval
 
-HERE = Path(__file__).parent
 _MARKERS = "os^DvPX*<>"
 
 
-@click.command(help=__doc__)
-@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
-@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
-def main(model: str, size: str) -> None:
-    name = f"{model}-{size}"
-    source = HERE / "results" / f"{name}.jsonl"
-    try:
-        results = Results.read(source)
-    except ShapleyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    figures = HERE / "figures"
-    figures.mkdir(exist_ok=True)
+def draw(results: Results, source: Path, figures: Path, name: str) -> None:
+    """All figures, into a folder."""
     save(removal_figure(results), figures / f"{name}-removal.png", source)
     if results.repairs():
         save(repair_figure(results), figures / f"{name}-repair.png", source)
-    show(HERE / "README.md", name, tables(results))
 
 
 def tables(results: Results) -> str:
-    """Accuracy by number of neurons removed; and the repairs."""
+    """Those of the page, and what they were made with."""
     head = results.head
     watched = len([topic for topic in head["watched"] if topic != "plain"])
-    lines = [
+    made = (
         f"`{head['command']}`: {len(results.records)} clusters, {watched} known prompts, {head['seconds']} s on "
-        f"{head['hardware']}, {head['time']}.",
-    ]
-    for title, scope, where in (
-        ("Removed in general: accuracy on all topics", GENERAL, "all"),
-        ("Removed for a topic: accuracy on it", "topic", "own"),
-        ("Removed for a topic: accuracy on the others", "topic", "others"),
-    ):
-        counts = results.counts
-        lines += ["", f"**{title}**, by the number of neurons.", "", f"| selector | {' | '.join(map(str, counts))} |"]
-        lines += ["| --- " * (len(counts) + 1) + "|"]
-        for name in head["config"]["selectors"]:
-            cells = (_accuracy(estimate) for estimate in results.accuracy(name, scope, where))
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    if results.repairs():
-        auc, toxicity = results.judge()
-        lines += [
-            "",
-            f"**Repair**: change of the continuations' toxicity (mean log-odds of their words; untouched {toxicity:.3f}; the "
-            f"classifier's AUC on held-out comments is {auc:.2f}), and of plain text's perplexity.",
-            "",
-            "| selector | neurons | toxicity [95%] | perplexity |",
-            "| --- | --- | --- | --- |",
-        ]
-        lines += [
-            f"| {name} | {count} | {change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}] | {rise.estimate:+.1%} |"
-            for name, count, change, rise in results.repairs()
-        ]
-    return "\n".join(lines)
-
-
-def _accuracy(estimate: Interval) -> str:
-    return f"{estimate.estimate:.2f}"
+        f"{head['hardware']}, {head['time']}."
+    )
+    return "\n\n".join([made, *(table.markdown() for table in page.tables(results))])
 
 
 def removal_figure(results: Results) -> Figure:
@@ -136,6 +91,8 @@ def repair_figure(results: Results) -> Figure:
     axes.set_title(f"{results.head['model']['name']}: toxic neurons removed")
     return figure
 
+
+main = draw_command(__file__, __doc__, Results.read, draw, tables)
 
 if __name__ == "__main__":
     main()

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.lab import models
-from experiments.lab.page import Picture, Section, Table
+from experiments.lab.page import Picture, Section, Table, stored
 from experiments.removal.run import GENERAL
 from experiments.removal.summary import Results
 
 HERE = Path(__file__).parent
-SIZE = "cpu"
 
 
 def sections() -> list[Section]:
     """One for each model that was measured."""
-    paths = {name: HERE / "results" / f"{name}-{SIZE}.jsonl" for name in models.MODELS}
-    return [section(Results.read(path), f"{name}-{SIZE}") for name, path in paths.items() if path.exists()]
+    return [section(Results.read(path), path.stem) for path in stored(__file__)]
 
 
 def section(results: Results, name: str) -> Section:
@@ -28,9 +25,6 @@ def section(results: Results, name: str) -> Section:
             "95% bands over prompts.",
         )
     ]
-    tables = [_accuracies(results, "Removed in general: accuracy on all topics.", GENERAL, "all")]
-    tables += [_accuracies(results, "Removed for a topic: accuracy on it.", "topic", "own")]
-    tables += [_accuracies(results, "Removed for a topic: accuracy on the others.", "topic", "others")]
     answers = [_removal(results)]
     if results.repairs():
         pictures.append(
@@ -46,7 +40,7 @@ def section(results: Results, name: str) -> Section:
         "How few neurons carry the answers, and can some be removed for good?",
         tuple(answers),
         tuple(pictures),
-        tuple(tables),
+        tables(results),
         (
             f"{head['seconds']} s on {head['hardware']}; scores of {head['config']['budget']} forward rows a topic, one seed.",
             "Removed is zeroed, at all positions; the first position carries massive activations, and zeroing those is part of "
@@ -92,9 +86,32 @@ def _repair(results: Results) -> str:
     )
 
 
+def tables(results: Results) -> tuple[Table, ...]:
+    """Accuracy by number of neurons removed; and the repairs, if there were any."""
+    accuracies = (
+        _accuracies(results, "Removed in general: accuracy on all topics, by the number of neurons.", GENERAL, "all"),
+        _accuracies(results, "Removed for a topic: accuracy on it.", "topic", "own"),
+        _accuracies(results, "Removed for a topic: accuracy on the others.", "topic", "others"),
+    )
+    return (*accuracies, _repairs(results)) if results.repairs() else accuracies
+
+
 def _accuracies(results: Results, caption: str, scope: str, where: str) -> Table:
     rows = tuple(
         (name, *(f"{x.estimate:.2f} [{x.low:.2f}, {x.high:.2f}]" for x in results.accuracy(name, scope, where)))
         for name in results.head["config"]["selectors"]
     )
     return Table(("selector", *map(str, results.counts)), rows, caption)
+
+
+def _repairs(results: Results) -> Table:
+    rows = tuple(
+        (name, str(count), f"{change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}]", f"{rise.estimate:+.1%}")
+        for name, count, change, rise in results.repairs()
+    )
+    auc, toxicity = results.judge()
+    caption = (
+        f"Repair: change of the continuations' toxicity (mean log-odds of their words; untouched {toxicity:.3f}; the "
+        f"classifier's AUC on held-out comments is {auc:.2f}), and of plain text's perplexity."
+    )
+    return Table(("selector", "neurons", "toxicity [95%]", "perplexity"), rows, caption)

@@ -9,28 +9,20 @@ cache is not measured again.
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
-import yaml
 
-from experiments.lab import models
+from experiments.lab.commands import Measured, run_command
 from experiments.lab.measure import Ward
-from experiments.lab.provenance import provenance
 from experiments.lab.rankings import ranked
 from experiments.lab.scores import SEED, SEMIVALUE, scored
-from experiments.lab.texts import Texts, comments, texts
+from experiments.lab.texts import Texts, comments
 from experiments.removal.continuations import continuations
 from experiments.removal.toxicity import Toxicity
 from shapley.clusters import Ranking, select
-from shapley.errors import ShapleyError
-from shapley.files import cache_directory, write_text
 from shapley.hf.load import LanguageModel
 from shapley.keyed import keyed_rng
 from shapley.progress import Progress, say
@@ -38,47 +30,24 @@ from shapley.prompts import Prompt
 from shapley.selectors.base import Evidence
 from shapley.store import ScoreFile
 
-HERE = Path(__file__).parent
 GENERAL = "general"
 _BEGINNING = 8  # words
 
 
-@click.command(help=__doc__)
-@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
-@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
-@click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="[default: results/MODEL-SIZE.jsonl beside this file]")
-@click.option("--device", help="As torch names it. [default: the GPU where there is one]")
-def main(model: str, size: str, data: Path, out: Path | None, device: str | None) -> None:
-    config = yaml.safe_load((HERE / "config.yaml").read_text())[size]
-    out = out or HERE / "results" / f"{model}-{size}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    try:
-        lm = models.load(model, device)
-        prompts = texts(lm, data, cache_directory("experiments", "texts", model))
-        scores = scored(lm, prompts, config)
-        evidence = Evidence(
-            ScoreFile(scores), lm, {topic: prompts.selection[topic] for topic in config["topics"]}, seed=SEED
-        )
-        records = [*removed(lm, evidence, prompts, config)]
-        if config["repair"]:
-            records += repaired(lm, evidence, prompts, comments(data), config)
-    except ShapleyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    head = provenance(
-        lm, prompts, f"python -m experiments.removal.run --model {model} --size {size}", {"scores": scores}
-    ) | {
-        "size": size,
-        "config": config,
+def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Path) -> Measured:
+    """All of it."""
+    scores = scored(lm, prompts, config)
+    chosen = {topic: prompts.selection[topic] for topic in config["topics"]}
+    evidence = Evidence(ScoreFile(scores), lm, chosen, seed=SEED)
+    records = list(removed(lm, evidence, prompts, config))
+    if config["repair"]:
+        records += repaired(lm, evidence, prompts, comments(data), config)
+    head = {
         "seed": SEED,
         "semivalue": SEMIVALUE,
-        "seconds": round(time.monotonic() - start),
         "watched": [prompt.topic for prompt in watched(prompts, config)],
     }
-    write_text(out, "".join(json.dumps(line) + "\n" for line in [head, *records]))
-    say(f"{len(records)} clusters measured: {out}")
+    return Measured(records, head, {"scores": scores})
 
 
 def removed(
@@ -172,6 +141,8 @@ def _record(name: str, scope: str, count: int, values: np.ndarray) -> dict[str, 
         "accuracy": np.round(accuracy, 3).tolist(),
     }
 
+
+main = run_command(__file__, __doc__, work)
 
 if __name__ == "__main__":
     main()

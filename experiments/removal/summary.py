@@ -3,39 +3,20 @@ prompts, or over the beginnings of comments; what is compared is paired."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.lab.results import Stored
 from experiments.removal.run import GENERAL
-from shapley.errors import ShapleyError
-from shapley.keyed import keyed_rng
-from shapley.shape import Interval
+from shapley.shape import Interval, bootstrap
 from shapley.types import FloatArray
-
-_BOOTSTRAPS = 2000
 
 
 @dataclass(frozen=True)
-class Results:
-    """A stored file of the experiment.
-
-    Raises:
-        ShapleyError: no such file.
-    """
-
-    head: dict[str, Any]
-    records: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, path: Path) -> Results:
-        if not path.exists():
-            raise ShapleyError(f"no results at {path}: python -m experiments.removal.run makes them")
-        head, *records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return cls(head, records)
+class Results(Stored):
+    """A stored file of the experiment."""
 
     @property
     def counts(self) -> list[int]:
@@ -106,6 +87,4 @@ class Results:
 
 
 def _estimate(values: FloatArray, seed: int) -> Interval:
-    drawn = keyed_rng(seed, "bootstrap", len(values)).integers(len(values), size=(_BOOTSTRAPS, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+    return bootstrap(lambda mean: float(mean[0]), values[None], seed=seed)

@@ -5,66 +5,33 @@ python -m experiments.specificity.draw --model smollm2 --size cpu
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import click
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.lab import models
+from experiments.lab.commands import draw_command
 from experiments.lab.figures import save
-from experiments.lab.tables import show
-from experiments.specificity.summary import PLAIN, SETTINGS, Effect, Results
-from shapley.errors import ShapleyError
+from experiments.specificity.page import table
+from experiments.specificity.summary import PLAIN, SETTINGS, Results
 from shapley.plots import COLOURS, CONTROL
 
-HERE = Path(__file__).parent
-HEAD = "| selector | target drop (nats) | off topic (nats) | selectivity [95%] | perplexity, plain text | p (Holm) | aim met |"
 
-
-@click.command(help=__doc__)
-@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
-@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
-def main(model: str, size: str) -> None:
-    name = f"{model}-{size}"
-    source = HERE / "results" / f"{name}.jsonl"
-    try:
-        results = Results.read(source)
-    except ShapleyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    figures = HERE / "figures"
-    figures.mkdir(exist_ok=True)
+def draw(results: Results, source: Path, figures: Path, name: str) -> None:
+    """All figures, into a folder."""
     save(selectors_figure(results), figures / f"{name}-selectors.png", source)
     save(matrices_figure(results), figures / f"{name}-matrices.png", source)
     save(null_figure(results), figures / f"{name}-null.png", source)
     if results.head["config"]["fractions"]:
         save(sizes_figure(results), figures / f"{name}-sizes.png", source)
-    show(HERE / "README.md", name, tables(results))
 
 
 def tables(results: Results) -> str:
     """A table for each set of held-out prompts, and what they were made with."""
     head = results.head
-    lines = [
-        f"`{head['command']}`: {len(results.records)} clusters, {head['seconds']} s on {head['hardware']}, {head['time']}.",
-    ]
-    for setting, title in SETTINGS.items():
-        effects = results.effects(setting)
-        lines += ["", f"**{title.capitalize()}**, {effects[0].neurons} neurons.", "", HEAD, "| --- " * 7 + "|"]
-        lines += [_line(effect, len(results.topics)) for effect in effects]
-    return "\n".join(lines)
-
-
-def _line(effect: Effect, n_topics: int) -> str:
-    chosen = effect.selectivity
-    return (
-        f"| {effect.selector} | {effect.target.estimate:.2f} | {effect.others.estimate:.2f} | {chosen.estimate:.2f} "
-        f"[{chosen.low:.2f}, {chosen.high:.2f}] | {effect.perplexity.estimate:+.1%} | {effect.adjusted:.3f} | "
-        f"{len(effect.met)} of {n_topics} |"
-    )
+    made = f"`{head['command']}`: {len(results.records)} clusters, {head['seconds']} s on {head['hardware']}, {head['time']}."
+    return "\n\n".join([made, *(table(results, setting).markdown() for setting in SETTINGS)])
 
 
 def selectors_figure(results: Results) -> Figure:
@@ -173,6 +140,8 @@ def sizes_figure(results: Results) -> Figure:
     panels[0].set_ylabel("drop of log-probability (nats)")
     return figure
 
+
+main = draw_command(__file__, __doc__, Results.read, draw, tables)
 
 if __name__ == "__main__":
     main()

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.lab import models
-from experiments.lab.page import Picture, Section, Table
+from experiments.lab.page import Picture, Section, Table, stored
 from experiments.specificity.summary import SETTINGS, SHARE, TARGET, Effect, Results
 
 HERE = Path(__file__).parent
-SIZE = "cpu"
 BROKEN = 0.5  # rise of plain text's perplexity from which on a cluster is one that the whole model hangs on
 SCORED = ("shapley", "contrast", "guarded", "interval")  # what ranks by Shapley scores
 
 
 def sections() -> list[Section]:
     """One for each model that was measured."""
-    paths = {name: HERE / "results" / f"{name}-{SIZE}.jsonl" for name in models.MODELS}
-    return [section(Results.read(path), f"{name}-{SIZE}") for name, path in paths.items() if path.exists()]
+    return [section(Results.read(path), path.stem) for path in stored(__file__)]
 
 
 def section(results: Results, name: str) -> Section:
@@ -39,7 +36,7 @@ def section(results: Results, name: str) -> Section:
             *(_against_random(results, who) for who in _nulls(results)),
         ),
         tuple(Picture(HERE / "figures" / f"{name}-{part}.png", text) for part, text in pictures.items()),
-        tuple(_table(results, setting) for setting in SETTINGS),
+        tuple(table(results, setting) for setting in SETTINGS),
         _caveats(results),
         head["command"],
     )
@@ -88,7 +85,9 @@ def _selectivity(effect: Effect) -> float:
     return effect.selectivity.estimate
 
 
-def _table(results: Results, setting: str) -> Table:
+def table(results: Results, setting: str) -> Table:
+    """What every selector's clusters do to one set of held-out prompts."""
+    effects = results.effects(setting)
     head = ("selector", "target", "off topic", "selectivity [95%]", "perplexity", "p (Holm)", "aim met")
     rows = tuple(
         (
@@ -100,9 +99,13 @@ def _table(results: Results, setting: str) -> Table:
             f"{effect.adjusted:.3f}",
             f"{len(effect.met)} of {len(results.topics)}",
         )
-        for effect in results.effects(setting)
+        for effect in effects
     )
-    return Table(head, rows, f"{SETTINGS[setting].capitalize()}; drops in nats, means over topics.")
+    return Table(
+        head,
+        rows,
+        f"{SETTINGS[setting].capitalize()}, {effects[0].neurons} neurons zeroed; drops in nats, means over topics.",
+    )
 
 
 def _caveats(results: Results) -> tuple[str, ...]:

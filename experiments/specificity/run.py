@@ -9,35 +9,26 @@ stopped goes on.
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
-import yaml
 
-from experiments.lab import models
+from experiments.lab.commands import Measured, run_command
 from experiments.lab.measure import Ward
-from experiments.lab.provenance import provenance
 from experiments.lab.rankings import ranked
 from experiments.lab.scores import SEED, SEMIVALUE, scored
-from experiments.lab.texts import Texts, texts
+from experiments.lab.texts import Texts
 from shapley.clusters import Cluster, select
-from shapley.errors import ShapleyError
-from shapley.files import cache_directory, write_text
 from shapley.hf.load import LanguageModel
-from shapley.progress import Progress, say
+from shapley.progress import Progress
 from shapley.prompts import Prompt, TopicPrompts
 from shapley.selectors.base import Evidence
 from shapley.selectors.matched import activation_norm, matched_random
 from shapley.store import ScoreFile
 
-HERE = Path(__file__).parent
 SETTINGS = ("other_keywords", "same_keywords")
 
 
@@ -54,38 +45,17 @@ class Task:
     guard: float | None
 
 
-@click.command(help=__doc__)
-@click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
-@click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
-@click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="[default: results/MODEL-SIZE.jsonl beside this file]")
-@click.option("--device", help="As torch names it. [default: the GPU where there is one]")
-def main(model: str, size: str, data: Path, out: Path | None, device: str | None) -> None:
-    config = yaml.safe_load((HERE / "config.yaml").read_text())[size]
-    out = out or HERE / "results" / f"{model}-{size}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    try:
-        lm = models.load(model, device)
-        prompts = texts(lm, data, cache_directory("experiments", "texts", model))
-        scores = scored(lm, prompts, config)
-        records = list(measure(lm, prompts, ScoreFile(scores), config))
-    except ShapleyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    command = f"python -m experiments.specificity.run --model {model} --size {size}"
-    head = provenance(lm, prompts, command, {"scores": scores}) | {
-        "size": size,
-        "config": config,
+def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Path) -> Measured:
+    """All of it."""
+    scores = scored(lm, prompts, config)
+    head = {
         "seed": SEED,
         "semivalue": SEMIVALUE,
         "impairment": "zero",
-        "seconds": round(time.monotonic() - start),
         "watched": {setting: topics_of(watched(prompts, setting, config)) for setting in SETTINGS},
         "null_watched": {topic: topics_of(few_watched(prompts, topic, config)) for topic in config["topics"]},
     }
-    write_text(out, "".join(json.dumps(line) + "\n" for line in [head, *records]))
-    say(f"{len(records)} clusters measured: {out}")
+    return Measured(list(measure(lm, prompts, ScoreFile(scores), config)), head, {"scores": scores})
 
 
 def measure(
@@ -160,6 +130,8 @@ def few_watched(prompts: Texts, topic: str, config: Mapping[str, Any]) -> list[P
 def topics_of(prompts: Sequence[Prompt]) -> list[str]:
     return [prompt.topic for prompt in prompts]
 
+
+main = run_command(__file__, __doc__, work)
 
 if __name__ == "__main__":
     main()

@@ -7,15 +7,13 @@ over topics here. Intervals are of a bootstrap over prompts, within topics; topi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shapley.errors import ShapleyError
+from experiments.lab.results import Stored
 from shapley.inference import holm, matrix_contrast, permutation_p
 from shapley.shape import Interval, resampled_means
 from shapley.types import FloatArray
@@ -54,22 +52,8 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Results:
-    """A stored file of the experiment: its head and a record for every cluster.
-
-    Raises:
-        ShapleyError: no such file.
-    """
-
-    head: dict[str, Any]
-    records: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, path: Path) -> Results:
-        if not path.exists():
-            raise ShapleyError(f"no results at {path}: python -m experiments.specificity.run makes them")
-        head, *records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return cls(head, records)
+class Results(Stored):
+    """A stored file of the experiment: its head and a record for every cluster."""
 
     @property
     def topics(self) -> list[str]:

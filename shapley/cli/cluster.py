@@ -74,6 +74,9 @@ def cluster(
         raise ShapleyError("nothing to select from: name a score file, or give --model and --prompts with --selector")
     if (model is None) != (prompts is None):
         raise ShapleyError("--model and --prompts go together: give both, for selectors that read the model")
+    given = {"--device": device != "auto", "--trust-remote-code": trust_remote_code, "--memory": memory is not None}
+    for option in (option for option, is_given in given.items() if is_given and model is None):
+        raise ShapleyError(f"{option} goes with --model: leave it away, or give --model and --prompts")
     chosen = _selector(name, versus, guard)
     file = None if scores is None else ScoreFile(scores)
     known = read_prompts(prompts) if prompts else {}

@@ -21,7 +21,7 @@ from shapley.hf.scoring import encode
 from shapley.hf.sites import write_weights
 from shapley.hf.statistics import pad_right
 from shapley.prompts import Prompt, TopicPrompts
-from shapley.selectors.base import Evidence, Measure
+from shapley.selectors.base import Evidence, Measure, needed
 from shapley.types import FloatArray
 
 _BATCH = 16
@@ -38,6 +38,7 @@ class FrequencyDifference:
     compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
+        needed(self.name, others)
         own = frequency(evidence, topic)
         elsewhere = [frequency(evidence, other) for other in others]
         error = np.sqrt(own.stderr**2 + np.sum([other.stderr**2 for other in elsewhere], axis=0) / len(others) ** 2)
@@ -54,7 +55,7 @@ class ExpertUnits:
     compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
-        largest = {name: _largest(evidence, name) for name in (topic, *others)}
+        largest = {name: _largest(evidence, name) for name in (topic, *needed(self.name, others))}
         score = np.concatenate(list(largest.values()))
         positive = np.repeat([True] + [False] * len(others), [len(own) for own in largest.values()])
         precision = average_precision(score.reshape(len(score), -1), positive).reshape(score.shape[1:])
@@ -76,7 +77,7 @@ class Entropy:
     compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
-        probability = np.stack([frequency(evidence, name).value for name in (topic, *others)])
+        probability = np.stack([frequency(evidence, name).value for name in (topic, *needed(self.name, others))])
         share = probability / np.maximum(probability.sum(axis=0), 1e-12)
         entropy = -(share * np.log(np.maximum(share, 1e-12))).sum(axis=0)
         often = probability.max(axis=0) >= np.quantile(probability, self.filter)

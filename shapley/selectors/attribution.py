@@ -11,7 +11,7 @@ import numpy as np
 from shapley.clusters import DEFAULT_GUARD, Ranking
 from shapley.hf.scoring import RowPlan, RowScorer
 from shapley.impairment import Impairment
-from shapley.selectors.base import Evidence, Measure, guarded
+from shapley.selectors.base import Evidence, Measure, guarded, needed
 from shapley.types import FloatArray
 
 
@@ -54,7 +54,8 @@ class GuardedAttribution:
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
         plain = Attribution()
-        return guarded(plain.measure(evidence, topic), [plain.measure(evidence, other) for other in others], self.guard)
+        elsewhere = [plain.measure(evidence, other) for other in needed(self.name, others)]
+        return guarded(plain.measure(evidence, topic), elsewhere, self.guard)
 
 
 @dataclass(frozen=True)

@@ -152,3 +152,12 @@ def guarded(own: Measure, others: Sequence[Measure], guard: float) -> Ranking:
     largest = np.abs(values).argmax(axis=0)[None]
     strongest, error = (np.take_along_axis(x, largest, axis=0)[0] for x in (values, errors))
     return Ranking(own.value - guard * np.abs(strongest), np.hypot(own.stderr, guard * error))
+
+
+def needed(name: str, others: Sequence[str]) -> Sequence[str]:
+    """The topics that a selector compares with. Raises ShapleyError where there are none."""
+    if not others:
+        raise ShapleyError(
+            f"selector {name!r} holds a topic against others: give more topics, or name them with --versus"
+        )
+    return others

@@ -9,8 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from shapley.clusters import DEFAULT_GUARD, Ranking, rank
-from shapley.errors import ShapleyError
-from shapley.selectors.base import Evidence
+from shapley.selectors.base import Evidence, needed
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Contrast:
     compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
-        return rank(evidence.score_file(self.name), topic, _needed(self.name, others), guard=0)
+        return rank(evidence.score_file(self.name), topic, needed(self.name, others), guard=0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Guarded:
     compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
-        return rank(evidence.score_file(self.name), topic, _needed(self.name, others), self.guard)
+        return rank(evidence.score_file(self.name), topic, needed(self.name, others), self.guard)
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,9 @@ class Interval:
     compares: ClassVar[bool] = True
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
-        scores, others = evidence.score_file(self.name), _needed(self.name, others)
-        rank(
-            scores, topic, others, self.guard
-        )  # refuses what is no contrast: other players, the topic itself, a guard < 0
+        scores, others = evidence.score_file(self.name), needed(self.name, others)
+        rank(scores, topic, others, self.guard)  # refuses what is no contrast: other players, itself, a guard < 0
         own, elsewhere = rank(scores, topic), [rank(scores, other) for other in others]
         upper = [np.abs(other.score) + self.z * np.nan_to_num(other.stderr) for other in elsewhere]
         lower = own.score - self.z * np.nan_to_num(own.stderr)
         return Ranking(lower - self.guard * np.max(upper, axis=0), own.stderr, own.group, own.names)
-
-
-def _needed(name: str, others: Sequence[str]) -> Sequence[str]:
-    if not others:
-        raise ShapleyError(
-            f"selector {name!r} holds a topic against others: give more topics, or name them with --versus"
-        )
-    return others
