@@ -46,7 +46,7 @@ experiments-setup: $(STAMP)
 # The experiments at the size for trying, on the text below DATA.
 DATA ?= ../shared/data
 experiments: $(STAMP)
-	for name in specificity removal impairment_curves fragility; do \
+	for name in specificity variations removal impairment_curves fragility; do \
 		$(BIN)/python -m experiments.$$name.run --size small --data $(DATA) && $(BIN)/python -m experiments.$$name.draw --size small || exit; \
 	done
 

@@ -12,11 +12,12 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from experiments.lab.page import Section
 from experiments.removal import page as removal
 from experiments.specificity import page as specificity
+from experiments.variations import page as variations
 from shapley import __version__
 from shapley.files import write_text
 
 HERE = Path(__file__).parent
-PAGES = (specificity, removal)
+PAGES = (specificity, variations, removal)
 
 
 @click.command(help=__doc__)

@@ -15,6 +15,8 @@ import experiments.removal.draw as removal_draw
 import experiments.removal.summary as removal
 import experiments.specificity.draw as specificity_draw
 import experiments.specificity.summary as specificity
+import experiments.variations.draw as variations_draw
+import experiments.variations.summary as variations
 from experiments import report
 from experiments.lab import texts as texts_module
 from experiments.lab.figures import drawn_from, save
@@ -28,6 +30,7 @@ from tests.tiny import tiny_lm
 ROOT = Path(__file__).parents[1]
 DRAWN = [
     (specificity, specificity_draw),
+    (variations, variations_draw),
     (removal, removal_draw),
     (impairment_curves, impairment_curves_draw),
     (fragility, fragility_draw),

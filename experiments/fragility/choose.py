@@ -10,13 +10,13 @@ import numpy as np
 
 from experiments.fragility.abilities import Item, arithmetic, copying, grammar, of_prompts
 from experiments.fragility.measure import performances
-from experiments.lab.texts import LEAST_LOGPROB, Texts
+from experiments.lab.texts import LEAST_LOGPROB, PLAIN, Texts
 from shapley.errors import ShapleyError
 from shapley.hf.load import LanguageModel
 from shapley.impairment import Impairment
 from shapley.types import FloatArray
 
-PLAIN, GRAMMAR = "plain", "grammar"
+GRAMMAR = "grammar"
 _CANDIDATES = 72  # of copying and of arithmetic
 _CHANCE = {GRAMMAR: 1 / 2, "copying": 1 / 3}  # either continuation; any word of the shortest list
 

@@ -14,9 +14,10 @@ from functools import cached_property
 import numpy as np
 from scipy.stats import binomtest, kendalltau
 
-from experiments.fragility.choose import GRAMMAR, PLAIN
+from experiments.fragility.choose import GRAMMAR
 from experiments.fragility.run import FLOOR, UNTOUCHED
 from experiments.lab.results import Stored
+from experiments.lab.texts import PLAIN
 from shapley.shape import (
     Dose,
     Interval,

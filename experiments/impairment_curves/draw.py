@@ -13,11 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.impairment_curves.originals import ORIGINALS, PLAIN
+from experiments.impairment_curves.originals import ORIGINALS
 from experiments.impairment_curves.shapes import RANDOM
 from experiments.impairment_curves.summary import SMOOTH, Place, Results, Smoothness, fitted
 from experiments.lab.commands import draw_command
 from experiments.lab.figures import save
+from experiments.lab.texts import PLAIN
 from shapley.curves import Curve
 from shapley.impairment import NOISE_KINDS
 from shapley.plots import COLOURS, CONTROL

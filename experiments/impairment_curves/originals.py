@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.lab.texts import Texts
+from experiments.lab.texts import PLAIN, Texts
 from shapley.clusters import Cluster, rank, select
 from shapley.hf.load import LanguageModel, describe
 from shapley.prompts import TopicPrompts
 from shapley.store import ScoreFile
 from shapley.types import Kind
-
-PLAIN = "plain"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from shapley.types import Kind, Site
 
 def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Path) -> Measured:
     """All of it."""
-    scores = scored(lm, prompts, config)
+    scores = scored(lm, {topic: prompts.selection[topic] for topic in config["topics"]}, config["budget"])
     records = list(measure(lm, prompts, ScoreFile(scores), config))
     return Measured(records, {"seed": SEED, "semivalue": SEMIVALUE}, {"scores": scores})
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.impairment_curves.originals import ORIGINALS, PLAIN
+from experiments.impairment_curves.originals import ORIGINALS
 from experiments.impairment_curves.shapes import RANDOM
 from experiments.lab.results import Stored
+from experiments.lab.texts import PLAIN
 from shapley.curves import Z95, Curve
 from shapley.records import EVERYTHING
 from shapley.shape import Interval, monotone_fit

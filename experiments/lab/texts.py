@@ -28,6 +28,7 @@ TOPICS = (*DBPEDIA_TOPICS, *COMMENT_TOPICS)
 SETS = ("selection", "other_keywords", "same_keywords", "plain")
 LEAST_LOGPROB = math.log(0.01)
 _LABELS = {"Toxic": "toxic", "Not Toxic": "harmless"}
+PLAIN = "plain"  # as a topic
 _PLAIN_TOKENS = 40
 _SEED = 0
 
@@ -60,7 +61,7 @@ def texts(lm: LanguageModel, data: Path, folder: Path, per_topic: int = 48, n_pl
         for name, prompts in _build(lm, data, per_topic, n_plain).items():
             write_prompts(_file(folder, name), prompts)
     selection, other, same, plain = (read_prompts(_file(folder, name)) for name in SETS)
-    return Texts(selection, other, same, plain["plain"])
+    return Texts(selection, other, same, plain[PLAIN])
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -85,7 +86,7 @@ def _build(lm: LanguageModel, data: Path, per_topic: int, n_plain: int) -> dict[
         built["selection"] += sides[0]
     say(f"{lm.name}: scoring {sum(map(len, built.values()))} prompts on the untouched model, once")
     kept = {name: _likely(lm, prompts, per_topic) for name, prompts in built.items() if prompts}
-    kept["plain"] = score_baseline(lm, _plain(lm, passages, n_plain))
+    kept[PLAIN] = score_baseline(lm, _plain(lm, passages, n_plain))
     return kept
 
 
@@ -116,7 +117,7 @@ def _plain(lm: LanguageModel, passages: Mapping[str, Iterable[str]], n: int) -> 
         while words and len(lm.tokenizer(" ".join(words))["input_ids"]) > _PLAIN_TOKENS:
             words.pop()
         if len(words) >= 16:
-            prompts.append(Prompt("plain", " ".join(words[:2]), f" {' '.join(words[2:])}", id=f"plain-{topic}-{i}"))
+            prompts.append(Prompt(PLAIN, " ".join(words[:2]), f" {' '.join(words[2:])}", id=f"plain-{topic}-{i}"))
         if len(prompts) == n:
             break
     return prompts

@@ -36,8 +36,8 @@ _BEGINNING = 8  # words
 
 def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Path) -> Measured:
     """All of it."""
-    scores = scored(lm, prompts, config)
     chosen = {topic: prompts.selection[topic] for topic in config["topics"]}
+    scores = scored(lm, chosen, config["budget"])
     evidence = Evidence(ScoreFile(scores), lm, chosen, seed=SEED)
     records = list(removed(lm, evidence, prompts, config))
     if config["repair"]:

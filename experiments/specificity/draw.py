@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from experiments.lab.commands import draw_command
 from experiments.lab.figures import save
+from experiments.lab.texts import PLAIN
 from experiments.specificity.page import table
-from experiments.specificity.summary import PLAIN, SETTINGS, Results
+from experiments.specificity.summary import SETTINGS, Results
 from shapley.plots import COLOURS, CONTROL
 
 

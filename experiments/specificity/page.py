@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.lab.effects import SHARE, TARGET
 from experiments.lab.page import Picture, Section, Table, stored
-from experiments.specificity.summary import SETTINGS, SHARE, TARGET, Effect, Results
+from experiments.specificity.summary import SETTINGS, Results, Tested
 
 HERE = Path(__file__).parent
 BROKEN = 0.5  # rise of plain text's perplexity from which on a cluster is one that the whole model hangs on
@@ -81,7 +82,7 @@ def _against_random(results: Results, selector: str) -> str:
     )
 
 
-def _selectivity(effect: Effect) -> float:
+def _selectivity(effect: Tested) -> float:
     return effect.selectivity.estimate
 
 

@@ -47,7 +47,7 @@ class Task:
 
 def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Path) -> Measured:
     """All of it."""
-    scores = scored(lm, prompts, config)
+    scores = scored(lm, {topic: prompts.selection[topic] for topic in config["topics"]}, config["budget"])
     head = {
         "seed": SEED,
         "semivalue": SEMIVALUE,

@@ -1,0 +1,101 @@
+"""What clusters do to watched prompts, in numbers that experiments share.
+
+A drop is by how much a prompt's answer loses log-probability, in nats; of plain text, by token. *Target* is the mean over the
+cluster's own topic, *others* the mean over the other topics of their means, *selectivity* the difference. All three are means
+over topics here. Intervals are of a bootstrap over prompts, within topics; topics and clusters are held as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.lab.texts import PLAIN
+from shapley.shape import Interval, resampled_means
+from shapley.types import FloatArray
+
+TARGET, SHARE, PERPLEXITY = 1.5, 1 / 8, 0.02  # the aim: nats, off-topic over target, rise of plain text's perplexity
+_BOOTSTRAPS = 2000
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a set of clusters does, one of each topic.
+
+    Attributes:
+        matrix: ``[topics, topics]``, mean drop of the second topic's prompts under the first one's cluster.
+        plain: ``[topics]``, drop of plain text under each topic's cluster, nats a token.
+        met: topics for which the aim is met.
+    """
+
+    target: Interval
+    others: Interval
+    selectivity: Interval
+    perplexity: Interval
+    matrix: FloatArray
+    plain: FloatArray
+    met: tuple[str, ...]
+
+
+def matrix_of(drops: FloatArray, watched: Sequence[str], topics: Sequence[str]) -> FloatArray:
+    """``[clusters, topics + 1]``, mean drops; the last column is plain text.
+
+    Args:
+        drops: ``[clusters, prompts]``.
+        watched: ``[prompts]``, their topics.
+    """
+    return np.stack([drops[:, place].mean(axis=1) for place in _places(watched, topics)], axis=1)
+
+
+def effect(drops: FloatArray, watched: Sequence[str], topics: Sequence[str], *key: object) -> Effect:
+    """Of clusters in the order of their ``topics``.
+
+    Args:
+        drops: ``[topics, prompts]``.
+        watched: ``[prompts]``, their topics.
+        key: of the bootstrap; one key, one resampling of the prompts.
+    """
+    matrix = matrix_of(drops, watched, topics)
+    drawn = totals(resampled(drops, watched, topics, *key))
+    intervals = [
+        Interval(float(value), *map(float, np.quantile(column, [0.025, 0.975])))
+        for value, column in zip(totals(matrix), drawn, strict=True)
+    ]
+    met = tuple(
+        topic
+        for i, topic in enumerate(topics)
+        if matrix[i, i] >= TARGET
+        and _others(matrix)[i] <= SHARE * matrix[i, i]
+        and np.expm1(matrix[i, -1]) < PERPLEXITY
+    )
+    return Effect(*intervals, matrix[:, :-1], matrix[:, -1], met)
+
+
+def resampled(drops: FloatArray, watched: Sequence[str], topics: Sequence[str], *key: object) -> FloatArray:
+    """``[resamples, clusters, topics + 1]``: ``matrix_of`` prompts drawn anew within topics; one key draws the same."""
+    places = enumerate(_places(watched, topics))
+    return np.stack([resampled_means(drops[:, place], _BOOTSTRAPS, *key, i) for i, place in places], axis=2)
+
+
+def totals(matrix: FloatArray) -> FloatArray:
+    """Target, others, selectivity, rise of perplexity, each over topics, of ``[..., topics, topics + 1]`` matrices whose last
+    column is plain text: ``[4, ...]``."""
+    target, others = _own(matrix).mean(axis=-1), _others(matrix).mean(axis=-1)
+    return np.stack([target, others, target - others, np.expm1(matrix[..., -1].mean(axis=-1))])
+
+
+def _places(watched: Sequence[str], topics: Sequence[str]) -> list[np.ndarray]:
+    return [np.flatnonzero(np.array(watched) == topic) for topic in (*topics, PLAIN)]
+
+
+def _own(matrix: FloatArray) -> FloatArray:
+    """``[..., topics]``: each cluster's own topic."""
+    return matrix[..., :-1].diagonal(axis1=-2, axis2=-1)
+
+
+def _others(matrix: FloatArray) -> FloatArray:
+    """``[..., topics]``: under each cluster, the mean over the other topics."""
+    topics = matrix[..., :-1]
+    return np.asarray((topics.sum(axis=-1) - _own(matrix)) / (topics.shape[-1] - 1))
