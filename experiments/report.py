@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from experiments.fragility import page as fragility
+from experiments.impairment_curves import page as impairment_curves
 from experiments.lab.page import Section
 from experiments.removal import page as removal
 from experiments.specificity import page as specificity
@@ -17,7 +19,7 @@ from shapley import __version__
 from shapley.files import write_text
 
 HERE = Path(__file__).parent
-PAGES = (specificity, variations, removal)
+PAGES = (impairment_curves, specificity, variations, removal, fragility)
 
 
 @click.command(help=__doc__)

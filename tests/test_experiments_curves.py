@@ -10,6 +10,7 @@ import pytest
 import experiments.impairment_curves.draw as drawing
 from experiments.impairment_curves import run, shapes
 from experiments.impairment_curves.originals import ORIGINALS, clusters_of, watched
+from experiments.impairment_curves.page import falls_before, section
 from experiments.impairment_curves.shapes import by_prompt, clusters_in, fit
 from experiments.impairment_curves.summary import Place, Results, fitted
 from experiments.lab.figures import drawn_from
@@ -26,6 +27,7 @@ from tests.tiny import tiny_lm
 
 TOPICS = ["Athlete", "Artist", "Company", "toxic", "harmless"]
 CONFIG = {
+    "budget": 192,
     "topics": TOPICS,
     "tests": {1: ["mlp_out"], 2: ["mlp_hidden", "mlp_in"], 3: ["mlp_in"]},
     "kinds": ["noise", "shift", "scale"],
@@ -193,6 +195,15 @@ def test_figures_and_tables(measured, tmp_path):
     tables = drawing.tables(results)
     assert tables.count("| yes |") + tables.count("| no |") == 8
     assert "| noise | guarded/random | 3 |" in tables and "toxic (5 prompts)" in tables and "nan" not in tables
+    part = section(results, "tiny-cpu")
+    assert {picture.path.name for picture in part.pictures} == names and len(part.answers) == 4
+
+
+def test_falling_before_is_by_intervals_that_do_not_overlap():
+    own = {"id50": 1.0, "id50_low": 0.5, "id50_high": 2.0, "censored": False}
+    assert falls_before(own, own | {"id50_low": 2.1, "id50": 3.0}) and not falls_before(own, own)
+    assert falls_before(own, own | {"id50_low": 5.0, "id50": 5.0, "censored": True})
+    assert not falls_before(own | {"censored": True}, own | {"id50_low": 2.1}) and not falls_before(own, {"id50": None})
 
 
 def test_no_results_yet(tmp_path):

@@ -12,6 +12,7 @@ import experiments.fragility.draw as draw_module
 import experiments.fragility.run as run_module
 from experiments.fragility.abilities import LENGTHS, Continuation, Item, arithmetic, copying, grammar, of_prompts
 from experiments.fragility.measure import performances
+from experiments.fragility.page import section
 from experiments.fragility.summary import Results
 from experiments.lab import commands
 from experiments.lab.figures import drawn_from
@@ -205,7 +206,7 @@ def known_results():
     abilities["plain"] |= {"right": 0, "chance": None}
     abilities["guessed"]["right"] = 22
     head = {
-        "config": {"strengths": {"noise": [1, 2, 3], "scale": [1, 2, 3]}}, "seed": 0, "abilities": abilities,
+        "config": {"prompts": 4, "draws": 1, "strengths": {"noise": [1, 2, 3], "scale": [1, 2, 3]}}, "seed": 0, "abilities": abilities,
         "watched": watched, "vocabulary": 20, "command": "c", "seconds": 1, "hardware": "h", "time": "t",
         "model": {"name": "m"},
     }  # fmt: skip
@@ -283,6 +284,8 @@ def test_bands_hold_the_mean_and_intervals_the_estimate():
 
 def test_tables_say_what_is_claimed():
     text = draw_module.tables(known_results())
+    part = section(known_results(), "known")
+    assert "early falls first in 100% of resamples" in part.answers[0] and "guessed, none" in part.caveats[1]
     assert "| plain | 4 of 40 of 40 | – | – | -1.00 | -5.00 | yes |" in text
     assert "| guessed | 4 of 40 of 40 | 0.55 | 0.50 | -2.00 | -3.00 | no: near chance |" in text
     assert "| none | 4 of 40 of 40 | 0.75 | 0.50 | -3.00 | -3.00 | no: not above the floor |" in text

@@ -5,19 +5,18 @@ python -m experiments.fragility.draw --model smollm2 --size cpu
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiments.fragility.summary import EXPLAINED, LEVEL, Fall, Results
+from experiments.fragility.page import order_table, unit, untouched_table, verdicts
+from experiments.fragility.summary import LEVEL, Fall, Results
 from experiments.lab.commands import draw_command
 from experiments.lab.figures import save
 from shapley.impairment import NOISE_KINDS
 from shapley.plots import COLOURS
-from shapley.shape import Dose, Interval
 
 _LINES, _MARKERS = ("-", "--"), ("o", "^")  # the second of each once all colours are used
 
@@ -31,82 +30,13 @@ def draw(results: Results, source: Path, figures: Path, name: str) -> None:
 def tables(results: Results) -> str:
     """The untouched abilities, their order under each kind, and whether kinds agree."""
     head = results.head
-    parts = [
+    made = (
         f"`{head['command']}`: {len(results.records)} impairments of {len(head['watched'])} items, {head['seconds']} s on "
-        f"{head['hardware']}, {head['time']}.",
-        "**Untouched.** Items: measured, of those that are right enough, of all candidates. Accuracy is of all candidates; "
-        "log-probabilities are of the measured items, nats a token (grammar: good minus bad continuation, nats).",
-        _untouched(results),
-    ]
-    for kind in results.kinds:
-        parts += [
-            f"**{kind.capitalize()}**, ID50 in {_unit(kind)}; what falls first comes first.",
-            _order(results, kind),
-        ]
-    return "\n\n".join([*parts, _verdicts(results)])
-
-
-def _untouched(results: Results) -> str:
-    lines = ["| ability | items | accuracy | chance | log-probability | at the floor | claimed |", "| --- " * 7 + "|"]
-    for ability, facts in results.head["abilities"].items():
-        curve = results.values(results.kinds[0], ability).mean(axis=1)
-        measured = results.head["watched"].count(ability)
-        whole = facts["chance"] is None
-        lines.append(
-            f"| {ability} | {measured} of {facts['enough']} of {facts['candidates']} | "
-            f"{'–' if whole else format(facts['right'] / facts['candidates'], '.2f')} | "
-            f"{'–' if whole else format(facts['chance'], '.2f')} | {curve[0]:.2f} | {curve[-1]:.2f} | "
-            f"{_claimed(results, ability)} |"
-        )
-    return "\n".join(lines)
-
-
-def _claimed(results: Results, ability: str) -> str:
-    if not results.above(ability):
-        return "no: not above the floor"
-    return "yes" if results.claimed(ability) else "no: near chance"
-
-
-def _order(results: Results, kind: str) -> str:
-    first = results.first(kind)
-    lines = ["| ability | ID50 [95%] | above guessing | of accuracy | falls first in |", "| --- " * 5 + "|"]
-    for fall in results.falls[kind]:
-        share = f"{first[fall.ability]:.0%} of resamples" if fall.claimed else "not claimed"
-        others = results.half_above_guessing(kind, fall.ability), results.half_of_accuracy(kind, fall.ability)
-        lines.append(f"| {fall.ability} | {_half_of(fall)} | {' | '.join(map(_dose, others))} | {share} |")
-    return "\n".join(lines)
-
-
-def _half_of(fall: Fall) -> str:
-    low, high = (_dose(Dose(end, bool(end >= fall.strengths[-1]))) for end in (fall.half.low, fall.half.high))
-    return f"{_dose(Dose(fall.half.estimate, fall.censored))} [{low}, {high}]"
-
-
-def _dose(dose: Dose | None) -> str:
-    return "–" if dose is None else f"{'> ' if dose.censored else ''}{dose.value:.3g}"
-
-
-def _verdicts(results: Results) -> str:
-    """Whether kinds agree, and hypothesis A."""
-    lines = [
-        f"- {one} and {other}: Kendall's tau of the claimed abilities' ID50 is {_interval(results.agreement(one, other))}."
-        for one, other in itertools.combinations(results.kinds, 2)
-    ]
-    lines += [
-        f"- {kind}: Kendall's tau of ID50 with that above guessing is {results.floors_agree(kind):.2f}."
-        for kind in results.kinds
-    ]
-    for kind in results.kinds:
-        r2 = results.explained(kind)
-        lines.append(
-            f"- Hypothesis A, {kind}: an increasing curve of strength explains R² = {_interval(r2)} of plain text's loss; "
-            f"{EXPLAINED} or more: {'met' if r2.estimate >= EXPLAINED else 'not met'}."
-        )
-    return "\n".join(lines)
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+        f"{head['hardware']}, {head['time']}."
+    )
+    found = (untouched_table(results), *(order_table(results, kind) for kind in results.kinds))
+    said = "\n".join(f"- {verdict}" for verdict in verdicts(results))
+    return "\n\n".join([made, *(table.markdown() for table in found), said])
 
 
 def curves_figure(results: Results) -> Figure:
@@ -176,11 +106,7 @@ def _strength_axis(axes: Axes, kind: str, what: str = "") -> None:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(kind)
-    axes.set_xlabel(f"{what}strength ({_unit(kind)})")
-
-
-def _unit(kind: str) -> str:
-    return "site standard deviations" if kind in NOISE_KINDS else "share taken away"
+    axes.set_xlabel(f"{what}strength ({unit(kind)})")
 
 
 main = draw_command(__file__, __doc__, Results.read, draw, tables)

@@ -6,16 +6,15 @@ python -m experiments.impairment_curves.draw --model smollm2 --size cpu
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.impairment_curves.originals import ORIGINALS
+from experiments.impairment_curves.page import doses_table, smooth_table
 from experiments.impairment_curves.shapes import RANDOM
-from experiments.impairment_curves.summary import SMOOTH, Place, Results, Smoothness, fitted
+from experiments.impairment_curves.summary import Place, Results, fitted
 from experiments.lab.commands import draw_command
 from experiments.lab.figures import save
 from experiments.lab.texts import PLAIN
@@ -39,60 +38,9 @@ def draw(results: Results, source: Path, figures: Path, name: str) -> None:
 def tables(results: Results) -> str:
     """Hypothesis A for each kind and site; and the doses of each test."""
     head = results.head
-    lines = [
-        f"`{head['command']}`: {len(results.records)} records, {head['seconds']} s on {head['hardware']}, {head['time']}.",
-        "",
-        f"**Hypothesis A**: R² of monotone fits. General loss: plain text, everything impaired; it holds from {SMOOTH} on.",
-        "",
-        "| kind | site | R² of general loss [95%] | holds | its rise, nats a token | of curves under clusters, R² "
-        f"≥ {SMOOTH} | their least R² |",
-        "| --- " * 7 + "|",
-        *map(_smooth_line, results.smoothness()),
-    ]
-    for test in results.tests:
-        lines += ["", *_doses(results, test)]
-    return "\n".join(lines)
-
-
-def _smooth_line(found: Smoothness) -> str:
-    general = found.general
-    defined = [value for value in found.clusters if not np.isnan(value)]
-    smooth = sum(value >= SMOOTH for value in defined)
-    return (
-        f"| {found.kind} | {found.site} | {general.estimate:.3f} [{general.low:.3f}, {general.high:.3f}] | "
-        f"{'yes' if found.holds else 'no'} | {found.rise:.2f} | {smooth} of {len(found.clusters)} | "
-        f"{min(defined, default=np.nan):.3f} |"
-    )
-
-
-def _doses(results: Results, test: int) -> list[str]:
-    """At the test's own site, for each kind and cluster, the dose that halves each topic's performance."""
-    topics = results.topics(test)
-    own = [place for place in results.places if place.test == test and place.site == results.sites(test)[0]]
-    n = {topic: results.fit(own[0], EVERYTHING, topic)["prompts"] for topic in topics}
-    lines = [
-        f"**Test {test}**, {ORIGINALS[test].where} (`{own[0].site}`), cluster {ORIGINALS[test].target}: the strength at which "
-        "half of the log-probability above the floor is lost (ID50) [95%].",
-        "",
-        f"| kind | impaired | columns | {' | '.join(f'{topic} ({n[topic]} prompts)' for topic in topics)} |",
-        "| --- " * (3 + len(topics)) + "|",
-    ]
-    for place in own:
-        for cluster in results.arms():
-            fits = [results.fit(place, cluster, topic) for topic in topics]
-            cells = " | ".join(map(_dose, fits))
-            lines.append(f"| {place.kind} | {cluster} | {fits[0]['columns']} | {cells} |")
-    return lines
-
-
-def _dose(fit: dict[str, Any]) -> str:
-    if fit["id50"] is None:
-        return "at the floor"
-    if fit["censored"]:
-        return f"> {fit['id50']:g}"
-    if fit["id50_low"] is None:
-        return f"{fit['id50']:.2f}"
-    return f"{fit['id50']:.2f} [{fit['id50_low']:.2f}, {fit['id50_high']:.2f}]"
+    made = f"`{head['command']}`: {len(results.records)} records, {head['seconds']} s on {head['hardware']}, {head['time']}."
+    found = (smooth_table(results), *(doses_table(results, test) for test in results.tests))
+    return "\n\n".join([made, *(table.markdown() for table in found)])
 
 
 def curves_figure(results: Results, test: int, cluster: str) -> Figure:
