@@ -342,3 +342,23 @@ def test_a_boolean_mask_is_a_cluster():
         one = logits(model)
     with impair(model, Impairment(), [(1, 5)]):
         assert torch.equal(one, logits(model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_batch_under_impairments_of_their_own(kind):
+    lm = tiny_lm("gpt2")
+    ids = torch.tensor([[5, 9, 21, 33, 8, 40], [11, 7, 30, 12, 44, 9], [5, 9, 21, 33, 8, 41], [6, 9, 21, 30, 8, 4]])
+    untouched = logits(lm.model, ids)
+    one, cluster = Impairment(kind, scope="token"), [(0, 3), (1, 5), (2, 0)]
+    other = Impairment("scale", 0.5, site="mlp_out")
+    with (
+        impair(lm, one, cluster, rows=Rows(prompt_keys=["x", "y"], strength=[0.5, 1.0], only=[3, 1])),
+        impair(lm, other, rows=Rows(only=[1])),
+    ):
+        together = logits(lm.model, ids)
+    for row in (0, 2):
+        assert torch.equal(together[row], untouched[row])
+    with impair(lm, one.at(0.5), cluster, rows=Rows(prompt_keys=["x"])):
+        torch.testing.assert_close(together[3], logits(lm.model, ids[3:])[0], atol=2e-5, rtol=1e-5)
+    with impair(lm, one, cluster, rows=Rows(prompt_keys=["y"])), impair(lm, other):
+        torch.testing.assert_close(together[1], logits(lm.model, ids[1:2])[0], atol=2e-5, rtol=1e-5)

@@ -34,12 +34,15 @@ class Rows:
         strength: each row's strength, in place of the impairment's.
         intact: for each layer, ``[rows, width]``, bool or float in [0, 1], 1 where a neuron is in the row's coalition;
             ``None`` for a layer that stays whole. A float tensor may require a gradient.
+        only: the rows that are impaired, whose settings the others are, in this order; ``None`` for all. The rest of the batch
+            stays bit-equal to the untouched model: so rows of different impairments share a batch, each under its own.
     """
 
     prompt_keys: Sequence[str] | None = None
     draws: Sequence[int] | None = None
     strength: Sequence[float] | None = None
     intact: Sequence[Tensor | None] | None = None
+    only: Sequence[int] | None = None
 
 
 @contextmanager
@@ -177,6 +180,7 @@ class _Forward:
         self.rows = rows
         self.statistics = statistics
         self.shape = (0, 0)
+        self.only: Tensor | None = None
         self.valid: Tensor | None = None
         self.keys: Tensor | None = None  # one row for each distinct (prompt, draw)
         self.inverse: Tensor | None = None  # [rows] -> row of keys; None where every row has its own, in order
@@ -189,14 +193,18 @@ class _Forward:
             tokens = kwargs["inputs_embeds"][..., 0]
         n_rows, n_tokens = self.shape = (tokens.shape[0], tokens.shape[1])
         device = tokens.device
-        strength = self._per_row(self.rows.strength, n_rows, torch.float32, device)
-        self.strength = self.impairment.strength if strength is None else strength[:, None, None]
-        if not self.impairment.is_random:
-            return
         mask = kwargs.get("attention_mask")
         mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        positions = _positions(kwargs, mask, n_rows, n_tokens, device) if self.impairment.is_random else None
+        if self.rows.only is not None:
+            self.only = torch.tensor(self.rows.only, device=device)
+            n_rows = len(self.only)
+            tokens, mask, positions = (x if x is None else x[self.only] for x in (tokens, mask, positions))
+        strength = self._per_row(self.rows.strength, n_rows, torch.float32, device)
+        self.strength = self.impairment.strength if strength is None else strength[:, None, None]
+        if positions is None:
+            return
         self.valid = None if mask is None else mask[:, -n_tokens:]
-        positions = _positions(kwargs, mask, n_rows, n_tokens, device)
         draws = self.rows.draws or [0]
         names: Sequence[object] = self.rows.prompt_keys or [""] * len(draws)
         if len(draws) == 1:
@@ -249,15 +257,21 @@ class _LayerEdit:
         if forward.rows.strength is None and forward.impairment.strength == 0:
             return x
         shaped = x.view(*forward.shape, -1)
+        if forward.only is None:
+            return self._edited(shaped).view(x.shape)
+        only = forward.only.to(x.device)
+        return shaped.index_copy(0, only, self._edited(shaped[only])).view(x.shape)
+
+    def _edited(self, x: Tensor) -> Tensor:
+        """``[rows, tokens, width]`` as it is impaired; the rows are those that are."""
+        forward = self.forward
         intact = None if forward.rows.intact is None else forward.rows.intact[self.layer]
         self.columns = self.columns.to(x.device)
         if intact is not None:
-            edited = self._gate(shaped, intact.to(x.device))
-        elif self.whole:
-            edited = self._impaired(shaped)
-        else:
-            edited = shaped.index_copy(2, self.columns, self._impaired(shaped[..., self.columns]))
-        return edited.view(x.shape)
+            return self._gate(x, intact.to(x.device))
+        if self.whole:
+            return self._impaired(x)
+        return x.index_copy(2, self.columns, self._impaired(x[..., self.columns]))
 
     def _gate(self, x: Tensor, intact: Tensor) -> Tensor:
         """Coalitions: intact columns keep their activation, the cluster's others are impaired; exact at 0 and 1, and
