@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "shapley"
 # From the top down. A module may import from its own layer and the layers after it.
 LAYERS = (
     ("shapley.cli", "shapley.__main__"),
-    ("shapley.demo", "shapley.jobs"),
+    ("shapley.assess", "shapley.compare", "shapley.demo", "shapley.jobs", "shapley.server"),
     ("shapley.report", "shapley.sweeps"),
     ("shapley.plots", "shapley.runs"),
     (

@@ -1,0 +1,198 @@
+"""Sequences that go through the model together, each under its own impairment: prefill, then a token a step from a KV cache.
+
+Rows are padded on the left, so that the new tokens of all are in one column. Sequences come and go between steps: the caches of
+new rows are joined to the running ones, and the rows of those that ended are taken out. No cache is shared by prompts: one that
+was filled under another impairment would leak it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from shapley.clusters import Cluster
+from shapley.hf.hooks import Rows, impair
+from shapley.hf.load import LanguageModel
+from shapley.server.policy import Layer
+from shapley.server.sequence import Running, Scored
+
+Clusters = Mapping[tuple[str, str], Cluster]  # by name and site
+_SCORED_ELEMENTS = 1 << 26  # logits that are held at once when a prompt is scored: 256 MiB in float32
+
+
+class Batch:
+    """Running sequences and their cache.
+
+    Args:
+        lm: the model.
+        clusters: that impairments name, in the columns of each site.
+    """
+
+    def __init__(self, lm: LanguageModel, clusters: Clusters) -> None:
+        self.lm = lm
+        self.clusters = clusters
+        self.rows: list[Running] = []
+        self._cache: Any = None
+        self._valid = torch.zeros(0, 0, dtype=torch.bool, device=lm.device)
+        self._vocabulary = lm.model.get_output_embeddings().weight.shape[0]
+        accepted = inspect.signature(lm.model.forward).parameters
+        self._positions_given = "position_ids" in accepted
+        self._head_can_be_short = "logits_to_keep" in accepted
+
+    def admit(self, rows: Sequence[Running]) -> None:
+        """Prefill new sequences: their prompts are scored if that is wanted, and each gets its first new token; those that have
+        not ended join the batch."""
+        cache, valid = self._prefill(rows)
+        going = [i for i, row in enumerate(rows) if row.reason is None]
+        if not going:
+            return
+        cache, valid = _select(cache, valid, going)
+        if self.rows:
+            cache, valid = _joined(self._cache, self._valid, cache, valid)
+        self._cache, self._valid = cache, valid
+        self.rows += [rows[i] for i in going]
+
+    def step(self) -> None:
+        """A token for every sequence; those that end leave."""
+        tokens = torch.tensor([[row.new[-1].token] for row in self.rows], device=self.lm.device)
+        self._valid = torch.cat([self._valid, torch.ones_like(self._valid[:, :1])], dim=1)
+        positions = self._valid.sum(dim=1, keepdim=True) - 1
+        logits = self._forward(self.rows, tokens, self._valid, positions, self._cache, short=True)[:, -1]
+        self._choose(self.rows, logits)
+        self.drop_ended()
+
+    def drop_ended(self) -> None:
+        """Take out the rows of sequences that ended."""
+        going = [i for i, row in enumerate(self.rows) if row.reason is None]
+        if len(going) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in going]
+        if going:
+            self._cache, self._valid = _select(self._cache, self._valid, going)
+        else:
+            self._cache = None
+
+    def _prefill(self, rows: Sequence[Running]) -> tuple[Any, Tensor]:
+        longest = max(len(row.ids) for row in rows)
+        ids = torch.tensor([[self.lm.pad_id] * (longest - len(row.ids)) + list(row.ids) for row in rows])
+        valid = torch.tensor([[False] * (longest - len(row.ids)) + [True] * len(row.ids) for row in rows])
+        ids, valid = ids.to(self.lm.device), valid.to(self.lm.device)
+        positions = (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+        cache = DynamicCache()
+        scoring = any(row.score_prompt for row in rows)
+        logits = self._forward(rows, ids, valid, positions, cache, short=not scoring)
+        for i, row in enumerate(rows):
+            if row.score_prompt:
+                row.prompt_scores = self._scores(row, logits[i, longest - len(row.ids) :])
+        self._choose([row for row in rows if row.max_new > 0], logits[[row.max_new > 0 for row in rows], -1])
+        for row in rows:
+            if row.max_new == 0:
+                row.end("length")
+        return cache, valid
+
+    def prefill_rows(self, longest: int, scoring: bool, memory: int) -> int:
+        """How many prompts of a length go through the model together: their activations fit into ``memory`` bytes, and where
+        prompts are scored, their logits too."""
+        sites = self.lm.sites
+        heads = getattr(self.lm.model.config, "num_attention_heads", 16)
+        row = 4 * longest * (6 * sites.d_mlp + 16 * sites.d_model + 2 * heads * longest)
+        most = memory // row
+        if scoring:
+            most = min(most, _SCORED_ELEMENTS // (longest * self._vocabulary))
+        return max(1, most)
+
+    def _forward(
+        self, rows: Sequence[Running], ids: Tensor, valid: Tensor, positions: Tensor, cache: Any, *, short: bool
+    ) -> Tensor:
+        """Logits ``[rows, tokens, vocabulary]``; ``short``: of the last token only, where the model can."""
+        options: dict[str, Any] = {"position_ids": positions} if self._positions_given else {}
+        if short and self._head_can_be_short:
+            options["logits_to_keep"] = 1
+        with torch.inference_mode(), self._impaired(rows):
+            logits: Tensor = self.lm.model(
+                input_ids=ids, attention_mask=valid.long(), past_key_values=cache, use_cache=True, **options
+            ).logits
+        return logits
+
+    @contextmanager
+    def _impaired(self, rows: Sequence[Running]) -> Iterator[None]:
+        """Every row under its own stack. What is asked for is set up before all floors, so that floors act last."""
+        depth = max((len(row.stack) for row in rows), default=0)
+        with ExitStack() as contexts:
+            for from_last in range(depth, 0, -1):
+                groups: dict[Any, list[int]] = {}
+                for i, row in enumerate(rows):
+                    if len(row.stack) >= from_last:
+                        layer = row.stack[-from_last]
+                        key = (layer.asked.kind, layer.asked.site, layer.asked.cluster, layer.seed)
+                        groups.setdefault(key, []).append(i)
+                for members in groups.values():
+                    layers = [rows[i].stack[-from_last] for i in members]
+                    contexts.enter_context(self._group(layers, members))
+            yield
+
+    def _group(self, layers: Sequence[Layer], members: list[int]) -> Any:
+        """Rows under one impairment, each at its strength."""
+        asked = layers[0].asked
+        cluster = None if asked.cluster is None else self.clusters[asked.cluster, asked.site]
+        # The key is the same for every prompt: noise is of the secret, the organisation and the position.
+        settings = Rows(
+            prompt_keys=[""] * len(members), strength=[layer.asked.strength for layer in layers], only=members
+        )
+        return impair(self.lm, asked.impairment(layers[0].seed), cluster, rows=settings)
+
+    def _choose(self, rows: Sequence[Running], logits: Tensor) -> None:
+        """Each row's next token from ``[rows, vocabulary]`` logits."""
+        if not rows:
+            return
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        for row, own in zip(rows, logprobs, strict=True):
+            token = row.sampler(own)
+            row.accept(self._scored(token, own, row.n_top))
+
+    def _scores(self, row: Running, logits: Tensor) -> list[Scored]:
+        """Of every token of a prompt, from its ``[tokens, vocabulary]`` logits."""
+        logprobs = torch.log_softmax(logits[:-1].float(), dim=-1)
+        rest = [self._scored(token, own, row.n_top) for token, own in zip(row.ids[1:], logprobs, strict=True)]
+        return [Scored(row.ids[0], None), *rest]
+
+    @staticmethod
+    def _scored(token: int, logprobs: Tensor, n_top: int | None) -> Scored:
+        if n_top is None:
+            return Scored(token, None)
+        value, likeliest = logprobs.topk(n_top) if n_top else (logprobs[:0], logprobs[:0].long())
+        top = tuple(zip(likeliest.tolist(), value.tolist(), strict=True))
+        return Scored(token, float(logprobs[token]), top)
+
+
+def _select(cache: Any, valid: Tensor, rows: list[int]) -> tuple[Any, Tensor]:
+    """Some of the rows, and none of the columns that are padding in all of them."""
+    index = torch.tensor(rows, device=valid.device)
+    valid = valid[index]
+    start = int(valid.any(dim=0).int().argmax())
+    for layer in cache.layers:
+        layer.keys, layer.values = (x[index.to(x.device), :, start:].contiguous() for x in (layer.keys, layer.values))
+    return cache, valid[:, start:]
+
+
+def _joined(cache: Any, valid: Tensor, new: Any, new_valid: Tensor) -> tuple[Any, Tensor]:
+    """Two sets of rows as one, the shorter one's columns filled up on the left."""
+    width = max(valid.shape[1], new_valid.shape[1])
+    for layer, other in zip(cache.layers, new.layers, strict=True):
+        layer.keys, layer.values = (
+            torch.cat([_widened(a, width), _widened(b, width)])
+            for a, b in ((layer.keys, other.keys), (layer.values, other.values))
+        )
+    pads = (torch.nn.functional.pad(x, (width - x.shape[1], 0)) for x in (valid, new_valid))
+    return cache, torch.cat(list(pads))
+
+
+def _widened(states: Tensor, width: int) -> Tensor:
+    """``[rows, heads, tokens, size]`` with zeros before its tokens."""
+    return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))

@@ -1,0 +1,130 @@
+"""The thread that runs the model: sequences join its batch when there is room and leave it when they end."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from shapley.hf.load import LanguageModel
+from shapley.server.batch import Batch, Clusters
+from shapley.server.sequence import Running
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Load:
+    """How much the engine has to do."""
+
+    running: int = 0
+    waiting: int = 0
+    steps: int = 0
+
+
+class Engine:
+    """Runs sequences; ``submit`` may be called from any thread.
+
+    Args:
+        lm, clusters: as for ``Batch``.
+        max_rows: in a batch.
+        memory: bytes for the activations of a prefill.
+        failed: called with the error when the model raises; the sequences of that pass end with reason ``error``.
+
+    A prompt's prefill holds up the running ones for a step: prompts are taken in up to what fits into memory at a time.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        clusters: Clusters,
+        *,
+        max_rows: int = 64,
+        memory: int = 1 << 30,
+        failed: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self.load = Load()
+        self.max_rows = max_rows
+        self._memory = memory
+        self._failed = failed
+        self._batch = Batch(lm, clusters)
+        self._queue: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
+        self._waiting: deque[Running] = deque()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, rows: Sequence[Running]) -> None:
+        """Run sequences; each tells of its end through ``emit``."""
+        for row in rows:
+            self._queue.put(row)
+
+    def close(self) -> None:
+        """Stop after the step that runs; sequences that have not ended are cancelled."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._take(wait=not self._batch.rows and not self._waiting)
+            if self._closing:
+                break
+            self._drop_cancelled()
+            chosen = self._next()
+            if chosen:
+                self._pass(partial(self._batch.admit, chosen), chosen)
+            if self._batch.rows:
+                self._pass(self._batch.step, list(self._batch.rows))
+            self.load = Load(len(self._batch.rows), len(self._waiting), self.load.steps + 1)
+        for row in [*self._batch.rows, *self._waiting]:
+            row.end("cancelled")
+
+    def _take(self, wait: bool) -> None:
+        """What was submitted, waiting for it if there is nothing else to do."""
+        while True:
+            try:
+                row = self._queue.get(block=wait)
+            except queue.Empty:
+                return
+            if row is None:
+                self._closing = True
+                return
+            self._waiting.append(row)
+            wait = False
+
+    def _drop_cancelled(self) -> None:
+        for row in [*self._batch.rows, *self._waiting]:
+            if row.cancelled.is_set():
+                row.end("cancelled")
+        self._waiting = deque(row for row in self._waiting if row.reason is None)
+        self._batch.drop_ended()
+
+    def _next(self) -> list[Running]:
+        """Those that have waited longest, as many as fit into the batch and their prefill into memory."""
+        room = self.max_rows - len(self._batch.rows)
+        chosen: list[Running] = []
+        while self._waiting and len(chosen) < room:
+            candidate = [*chosen, self._waiting[0]]
+            longest, scoring = max(len(row.ids) for row in candidate), any(row.score_prompt for row in candidate)
+            if len(candidate) > self._batch.prefill_rows(longest, scoring, self._memory):
+                break
+            chosen.append(self._waiting.popleft())
+        return chosen
+
+    def _pass(self, work: Callable[[], None], rows: Sequence[Running]) -> None:
+        """A pass through the model; if it fails, its sequences end, and the service goes on."""
+        try:
+            work()
+        except Exception as error:
+            log.exception("a pass through the model failed")
+            self._failed(error)
+            for row in rows:
+                if row.reason is None:
+                    row.end("error")
+            self._batch.drop_ended()
