@@ -411,6 +411,22 @@ def test_a_floor_on_a_cluster_that_is_not_registered_stops_the_start(lm, tmp_pat
         Service(lm, Settings("tiny", tmp_path))
 
 
+def test_a_floor_that_a_norm_undoes_stops_the_start(tmp_path):
+    gemma = tiny_lm("gemma3_text")
+    for text, undone in (
+        ("scale:0.5", True),
+        ("scale:1", False),
+        ("noise:0.5", False),
+        ("scale:0.5,site=mlp_out", False),
+    ):
+        settings = Settings("tiny", tmp_path / text, open_policy=Policy(floor=(parse(text),)))
+        if undone:
+            with pytest.raises(ShapleyError, match="has a norm after the MLP, which undoes that"):
+                Service(gemma, settings)
+        else:
+            Service(gemma, settings)
+
+
 def test_prompts_are_logged_if_asked_for(lm, tmp_path):
     settings = Settings("tiny", tmp_path, open_policy=Policy(), log_prompts=True)
     with TestClient(application(Service(lm, settings))) as client:

@@ -286,6 +286,11 @@ class Service:
         policies = [(key.id, key.policy) for key in self.keys.all() if key.revoked is None]
         policies += [(_OPEN, self.settings.open_policy)] if self.settings.open_policy else []
         for name, policy in policies:
+            if any(_undone(self.lm, asked) for asked in policy.floor):
+                raise ShapleyError(
+                    f"key {name} has a floor that scales all neurons alike, and {self.lm.name} has a norm after the MLP, which "
+                    "undoes that: take noise, a cluster, or site=mlp_out, and revoke the key"
+                )
             for asked in (*policy.floor, *policy.levels):
                 if asked.cluster is not None and (asked.cluster, asked.site) not in self.clusters:
                     raise ShapleyError(
@@ -309,6 +314,12 @@ def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[Part], part: Part
     """From the engine's thread; who shut the loop down does not wait for it."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(news.put_nowait, part)
+
+
+def _undone(lm: LanguageModel, asked: Asked) -> bool:
+    """Whether a norm follows that divides a common gain out again."""
+    common = asked.kind in ("scale", "zero") and asked.strength < 1 and asked.cluster is None
+    return common and asked.site == "mlp_hidden" and "norm" in lm.sites.family.exit
 
 
 def _end_tokens(lm: LanguageModel) -> frozenset[int]:
