@@ -13,10 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "shapley"
 # From the top down. A module may import from its own layer and the layers after it.
 LAYERS = (
     ("shapley.cli", "shapley.__main__"),
-    ("shapley.assess", "shapley.compare", "shapley.demo", "shapley.jobs", "shapley.server"),
+    ("shapley.assess", "shapley.demo", "shapley.jobs", "shapley.server"),
     ("shapley.report", "shapley.sweeps"),
-    ("shapley.plots", "shapley.runs"),
+    ("shapley.compare_report", "shapley.plots", "shapley.runs"),
     (
+        "shapley.compare",
         "shapley.curves",
         "shapley.footprint",
         "shapley.game",

@@ -199,7 +199,8 @@ class _Forward:
         if self.rows.only is not None:
             self.only = torch.tensor(self.rows.only, device=device)
             n_rows = len(self.only)
-            tokens, mask, positions = (x if x is None else x[self.only] for x in (tokens, mask, positions))
+            tokens = tokens[self.only]
+            mask, positions = (x if x is None else x[self.only] for x in (mask, positions))
         strength = self._per_row(self.rows.strength, n_rows, torch.float32, device)
         self.strength = self.impairment.strength if strength is None else strength[:, None, None]
         if positions is None:
