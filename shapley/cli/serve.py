@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +78,27 @@ def serve(
         lock.acquire(timeout=0)
     except Timeout:
         raise ShapleyError(f"another server runs on {state}: stop it, or give another --state") from None
-    with lock:
+    with lock, _listening(host, port) as listening:
         service = Service(load_model(model, device=device, dtype=dtype), settings)
-        say(f"{name} at http://{host}:{port}/v1 (Ctrl-C ends it; docs at /docs)")
+        app = application(service)
         server = uvicorn.Server(
-            uvicorn.Config(
-                application(service), host=host, port=port, log_level="warning", timeout_graceful_shutdown=30,
-                server_header=False,
-            )
-        )  # fmt: skip
-        server.run()
-        if not server.started:
-            raise ShapleyError(f"cannot listen on {host}:{port}: is the port taken?")
+            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30, server_header=False)
+        )
+        say(f"{name} at http://{host}:{listening.getsockname()[1]}/v1 (Ctrl-C ends it; docs at /docs)")
+        with suppress(KeyboardInterrupt):  # raised again by uvicorn when all has ended
+            server.run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket of the address, so that one that is taken is known before the model is loaded."""
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        raise ShapleyError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host"
+        ) from None
 
 
 def _clusters(named: tuple[str, ...]) -> dict[str, Path]:
