@@ -24,8 +24,6 @@ WHAT = {
     "uniform": "Shapley values, coalitions of all sizes alike, not beta(1,16)",
     "guarded-attribution": "gradient times activation, guarded",
     "expert-units": "average precision as a classifier",
-    "frequency": "difference of activation frequencies",
-    "edit-vector": "the vector of a weight edit",
     _RANDOM: "random neurons",
 }
 
