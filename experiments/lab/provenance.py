@@ -20,14 +20,15 @@ from shapley.hf.load import LanguageModel, describe
 _PACKAGES = ("neuron-shapley", "torch", "transformers", "numpy", "scipy")
 
 
-def provenance(lm: LanguageModel, texts: Texts, command: str, files: dict[str, Path]) -> dict[str, Any]:
+def provenance(lm: LanguageModel, texts: Texts | None, command: str, files: dict[str, Path]) -> dict[str, Any]:
     """For the head of a result file.
 
     Args:
+        texts: that were used, if they were.
         command: that makes the result again.
         files: by what they are; their hashes are kept.
     """
-    prompts = {name: getattr(texts, name) for name in SETS}
+    prompts = {name: getattr(texts, name) for name in SETS} if texts else {}
     by_set = {name: [own] if name == "plain" else list(own.values()) for name, own in prompts.items()}
     return {
         "command": command,
