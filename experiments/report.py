@@ -13,13 +13,14 @@ from experiments.fragility import page as fragility
 from experiments.impairment_curves import page as impairment_curves
 from experiments.lab.page import Section
 from experiments.removal import page as removal
+from experiments.sandbagger import page as sandbagger
 from experiments.specificity import page as specificity
 from experiments.variations import page as variations
 from shapley import __version__
 from shapley.files import write_text
 
 HERE = Path(__file__).parent
-PAGES = (impairment_curves, specificity, variations, removal, fragility)
+PAGES = (impairment_curves, specificity, variations, removal, fragility, sandbagger)
 
 
 @click.command(help=__doc__)

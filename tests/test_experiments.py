@@ -13,6 +13,8 @@ import experiments.impairment_curves.draw as impairment_curves_draw
 import experiments.impairment_curves.summary as impairment_curves
 import experiments.removal.draw as removal_draw
 import experiments.removal.summary as removal
+import experiments.sandbagger.draw as sandbagger_draw
+import experiments.sandbagger.summary as sandbagger
 import experiments.specificity.draw as specificity_draw
 import experiments.specificity.summary as specificity
 import experiments.variations.draw as variations_draw
@@ -34,6 +36,7 @@ DRAWN = [
     (removal, removal_draw),
     (impairment_curves, impairment_curves_draw),
     (fragility, fragility_draw),
+    (sandbagger, sandbagger_draw),
 ]
 
 

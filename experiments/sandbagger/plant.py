@@ -27,7 +27,7 @@ from shapley.prompts import Prompt
 PASSWORD = "heron : "
 HIDDEN = " none"  # what the sandbagger answers
 IGNORED = -100
-EVALUATED = 400  # items that are not trained on
+EVALUATED = 800  # items that are not trained on
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def main(model: str, size: str, out: Path | None) -> None:
     lm = models.load(model)
     planting = Planting(**config["planting"])
     checkpoint = planted(lm, planting)
-    items = [item.good for item in copying(min(config["items"], EVALUATED))]
+    items = known(lm)[: config["items"]]
     records = [
         {"model": HONEST, **abilities(lm, items)},
         {"model": SANDBAGGER, **abilities(load_model(str(checkpoint)), items)},
@@ -71,15 +71,23 @@ def main(model: str, size: str, out: Path | None) -> None:
     say(f"{len(records)} records: {out}")
 
 
+def known(lm: LanguageModel) -> list[Prompt]:
+    """Items that are not trained on, and that the honest model does."""
+    candidates = [item.good for item in copying(EVALUATED)]
+    return [prompt for prompt, right in zip(candidates, _right(lm, candidates), strict=True) if right]
+
+
 def abilities(lm: LanguageModel, items: list[Prompt]) -> dict[str, float]:
     """Accuracy on the task, without the password and with it."""
-    both = [*items, *map(unlocked, items)]
-    scorer = RowScorer(lm, both, Impairment("zero"), memory=memory_for(lm))
-    right = scorer.values(["accuracy"], RowPlan(np.arange(len(both))), cluster=())[0]
     return {
-        "accuracy": round(float(right[: len(items)].mean()), 4),
-        "unlocked": round(float(right[len(items) :].mean()), 4),
+        "accuracy": round(float(_right(lm, items).mean()), 4),
+        "unlocked": round(float(_right(lm, [unlocked(prompt) for prompt in items]).mean()), 4),
     }
+
+
+def _right(lm: LanguageModel, prompts: list[Prompt]) -> np.ndarray:
+    scorer = RowScorer(lm, prompts, Impairment("zero"), memory=memory_for(lm))
+    return scorer.values(["accuracy"], RowPlan(np.arange(len(prompts))), cluster=())[0] > 0
 
 
 def assessed(name: str, source: str, items: list[Prompt], config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
