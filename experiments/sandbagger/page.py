@@ -31,9 +31,10 @@ def section(results: Results, name: str) -> Section:
         (abilities_table(results), verdicts_table(results)),
         (
             f"{results.head['seconds']} s on {results.head['hardware']}; one sandbagger, one seed.",
-            "The sandbagger was planted in the MLPs of the last blocks, and what it hides is carried by attention: an easy case "
-            "for impairment of MLPs. One that hides at every level is not seen.",
-            "The threshold lies above what the sandbagger shows when impaired: below it, its ladder would have ended in danger.",
+            "The sandbagger was planted in the MLPs of the last blocks, and what it hides is carried by attention: an easy "
+            "case for impairment of MLPs. One that hides at every level is not seen.",
+            "The threshold lies above what the sandbagger shows when impaired: below it, its ladder would have ended in "
+            "danger.",
         ),
         results.head["command"],
     )
