@@ -136,6 +136,21 @@ def test_openai_chat_whole_and_streamed(client):
     assert "".join(part.choices[0].text for part in streamed)
 
 
+def test_a_client_that_goes_away_is_accounted_for(server, client, folder):
+    stream = client.completions.create(
+        model="tiny", prompt="the player", max_tokens=16, temperature=0, stream=True, n=8
+    )
+    name = next(iter(stream)).id
+    stream.close()
+    for _ in range(100):
+        records, _ = check(folder / "state" / "audit.jsonl")
+        ended = [record for record in records if record["event"] == "done" and record["id"] == name]
+        if ended:
+            break
+        time.sleep(0.1)
+    assert ended[0]["status"] in ("cancelled", "done")
+
+
 def test_openai_models_and_errors(server, client):
     assert [model.id for model in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.AuthenticationError, match="not known, or was revoked"):

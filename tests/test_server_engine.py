@@ -191,3 +191,23 @@ def test_sampling_follows_the_distribution_within_top_p():
     assert cold.count(1) / 2000 == pytest.approx(float(weights[1] / weights.sum()), abs=0.04)
     assert [Sampler(1.0, 1.0, (7,))(logprobs) for _ in range(5)] == [Sampler(1.0, 1.0, (7,))(logprobs)] * 5
     assert Sampler()(logprobs) == 0
+
+
+def test_memory_bounds_prefill_and_cache():
+    lm = tiny_lm("llama")
+    batch = Batch(lm, CLUSTERS)
+    rows = [running(lm, [5] * 10, max_new=6) for _ in range(4)]
+    a_token = 2 * 3 * 2 * 8 * 4  # keys and values, layers, heads, size, bytes
+    assert batch.cache_fits(rows, 4 * 16 * a_token) and not batch.cache_fits(rows, 4 * 16 * a_token - 1)
+    assert not batch.cache_fits([*rows, running(lm, [5], max_new=16)], 4 * 16 * a_token)
+    assert batch.prefill_fits(rows, 1 << 20) and not batch.prefill_fits(rows, 1000)
+    engine = Engine(lm, CLUSTERS, memory=1)  # nothing fits: one at a time
+    ended = threading.Semaphore(0)
+    for row in rows:
+        row.emit = lambda text, row=row: ended.release() if row.reason else None
+    engine.start()
+    engine.submit(rows)
+    for _ in rows:
+        assert ended.acquire(timeout=30)
+    engine.close()
+    assert all(row.reason == "length" for row in rows)

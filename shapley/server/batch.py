@@ -96,16 +96,27 @@ class Batch:
                 row.end("length")
         return cache, valid
 
-    def prefill_rows(self, longest: int, scoring: bool, memory: int) -> int:
-        """How many prompts of a length go through the model together: their activations fit into ``memory`` bytes, and where
-        prompts are scored, their logits too."""
-        sites = self.lm.sites
+    def prefill_fits(self, rows: Sequence[Running], memory: int) -> bool:
+        """Whether the activations of these prompts fit into so many bytes and, where prompts are scored, their logits."""
+        sites, longest = self.lm.sites, max(len(row.ids) for row in rows)
         heads = getattr(self.lm.model.config, "num_attention_heads", 16)
-        row = 4 * longest * (6 * sites.d_mlp + 16 * sites.d_model + 2 * heads * longest)
-        most = memory // row
-        if scoring:
-            most = min(most, _SCORED_ELEMENTS // (longest * self._vocabulary))
-        return max(1, most)
+        activations = 4 * longest * (6 * sites.d_mlp + 16 * sites.d_model + 2 * heads * longest)
+        scored = longest * self._vocabulary if any(row.score_prompt for row in rows) else 0
+        return len(rows) * activations <= memory and len(rows) * scored <= _SCORED_ELEMENTS
+
+    def cache_fits(self, rows: Sequence[Running], memory: int) -> bool:
+        """Whether the cache fits into so many bytes once these have joined and all are as long as they may become."""
+        every = [*self.rows, *rows]
+        longest = max(len(row.ids) + row.max_new for row in every)
+        return len(every) * longest * self._token_bytes() <= memory
+
+    def _token_bytes(self) -> int:
+        """Of keys and values."""
+        config = self.lm.model.config.get_text_config()
+        heads = config.num_attention_heads
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or self.lm.sites.d_model // heads
+        return int(2 * self.lm.sites.n_layers * shared * size * next(self.lm.model.parameters()).element_size())
 
     def _forward(
         self, rows: Sequence[Running], ids: Tensor, valid: Tensor, positions: Tensor, cache: Any, *, short: bool

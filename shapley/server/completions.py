@@ -31,8 +31,7 @@ async def prepare(service: Service, body: CompletionRequest, request: Request) -
             400, f"max_tokens is at most {service.settings.max_new}", param="max_tokens", code="invalid_value"
         )
     rows = []
-    for i, prompt in enumerate(body.prompts):
-        ids: list[int] = service.lm.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+    for i, ids in enumerate(await service.tokens_of(body.prompts)):
         service.check_prompt(ids, max_new)
         for choice in range(body.n):
             rows.append(

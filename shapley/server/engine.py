@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from functools import partial
 
 from shapley.hf.load import LanguageModel
+from shapley.hf.scoring import default_memory
 from shapley.server.batch import Batch, Clusters
 from shapley.server.sequence import Running
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Load:
-    """How much the engine has to do."""
+    """How many sequences run, and how many wait for a place."""
 
-    running: int = 0
-    waiting: int = 0
-    steps: int = 0
+    running: int
+    waiting: int
 
 
 class Engine:
@@ -32,7 +32,7 @@ class Engine:
     Args:
         lm, clusters: as for ``Batch``.
         max_rows: in a batch.
-        memory: bytes for the activations of a prefill.
+        memory: bytes for the activations of a prefill, and as many for the cache of what runs.
         failed: called with the error when the model raises; the sequences of that pass end with reason ``error``.
 
     A prompt's prefill holds up the running ones for a step: prompts are taken in up to what fits into memory at a time.
@@ -44,18 +44,21 @@ class Engine:
         clusters: Clusters,
         *,
         max_rows: int = 64,
-        memory: int = 1 << 30,
+        memory: int | None = None,
         failed: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
-        self.load = Load()
         self.max_rows = max_rows
-        self._memory = memory
+        self._memory = memory or default_memory(lm.device)
         self._failed = failed
         self._batch = Batch(lm, clusters)
         self._queue: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
         self._waiting: deque[Running] = deque()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def load(self) -> Load:
+        return Load(len(self._batch.rows), len(self._waiting) + self._queue.qsize())
 
     def start(self) -> None:
         self._thread.start()
@@ -81,7 +84,6 @@ class Engine:
                 self._pass(partial(self._batch.admit, chosen), chosen)
             if self._batch.rows:
                 self._pass(self._batch.step, list(self._batch.rows))
-            self.load = Load(len(self._batch.rows), len(self._waiting), self.load.steps + 1)
         for row in [*self._batch.rows, *self._waiting]:
             row.end("cancelled")
 
@@ -106,13 +108,14 @@ class Engine:
         self._batch.drop_ended()
 
     def _next(self) -> list[Running]:
-        """Those that have waited longest, as many as fit into the batch and their prefill into memory."""
+        """Those that have waited longest, as many as fit: into the batch, and into memory, their prefill and their cache at its
+        longest. One that is alone is always taken."""
         room = self.max_rows - len(self._batch.rows)
         chosen: list[Running] = []
         while self._waiting and len(chosen) < room:
             candidate = [*chosen, self._waiting[0]]
-            longest, scoring = max(len(row.ids) for row in candidate), any(row.score_prompt for row in candidate)
-            if len(candidate) > self._batch.prefill_rows(longest, scoring, self._memory):
+            fits = self._batch.prefill_fits(candidate, self._memory) and self._batch.cache_fits(candidate, self._memory)
+            if not fits and (chosen or self._batch.rows):
                 break
             chosen.append(self._waiting.popleft())
         return chosen

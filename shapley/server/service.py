@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from anyio import CancelScope
 from starlette.requests import Request
 
 from shapley.clusters import Cluster
@@ -166,6 +167,14 @@ class Service:
         except Refused as refused:
             raise ApiError(403, str(refused), param="impairment", code="impairment_not_allowed") from None
 
+    async def tokens_of(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        """Token ids of prompts; in a thread, as a long text takes a while and others wait."""
+
+        def ids() -> list[list[int]]:
+            return [self.lm.tokenizer(one)["input_ids"] if isinstance(one, str) else one for one in prompts]
+
+        return await asyncio.to_thread(ids)
+
     def check_prompt(self, ids: Sequence[int], max_new: int) -> None:
         """Raises ApiError 400 for a prompt that the model cannot take."""
         if not ids:
@@ -255,7 +264,10 @@ class Service:
         finally:
             for row in ticket.rows:
                 row.cancelled.set()
-            await self._account(ticket, status)
+            with CancelScope(
+                shield=True
+            ):  # a client that went away cancels what runs for it, but not its line in the log
+                await self._account(ticket, status)
 
     async def _next(self, news: asyncio.Queue[Part], ticket: Ticket, request: Request) -> Part:
         while True:
