@@ -29,7 +29,7 @@ $(CLIENTS): $(STAMP)
 	@touch $(CLIENTS)
 
 test: $(CLIENTS)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
