@@ -22,11 +22,22 @@ device_option = click.option(
 def _model_options(required: bool) -> Callable[[F], F]:
     def add(command: F) -> F:
         for option in (
+            click.option(
+                "--basis",
+                callback=_with_basis,
+                expose_value=False,
+                metavar="NAME",
+                help="Directions in place of neurons: identity, random[:SEED], pca, or a safetensors FILE.",
+            ),
             click.option("--memory", default=None, help="Memory for activations, as 2GiB or 500MiB. [default: chosen]"),
             click.option("--trust-remote-code", is_flag=True, help="Allow the model repository's own code to run."),
             device_option,
             click.option(
-                "--model", required=required, metavar="MODEL", help="A hub id, a local directory, or smollm2."
+                "--model",
+                required=required,
+                metavar="MODEL",
+                is_eager=True,  # before --basis, which goes into its name
+                help="A hub id, a local directory, or smollm2.",
             ),
         ):
             command = option(command)
@@ -37,6 +48,22 @@ def _model_options(required: bool) -> Callable[[F], F]:
 
 model_options = _model_options(required=True)  # --model, --device and what goes with them
 optional_model_options = _model_options(required=False)
+
+
+def _with_basis(context: click.Context, option: click.Parameter, basis: str | None) -> None:
+    """Into the model's name, which every part of a run has."""
+    if basis is None:
+        return
+    if not context.params.get("model"):
+        raise ShapleyError("--basis turns the neurons of a model: give --model")
+    from shapley.hf.bases import split_name
+
+    name = f"{context.params['model']}@{basis}"
+    if split_name(name)[1] is None:
+        raise ShapleyError(
+            f"--basis {basis!r}: expected identity, random[:SEED], pca or a file that ends in .safetensors"
+        )
+    context.params["model"] = name
 
 
 def impairment_options(command: F) -> F:

@@ -71,8 +71,13 @@ def sweep(**options: Any) -> None:
 
 def _from_anywhere(model: str) -> str:
     """A model's name for jobs, which run in a folder of their own."""
-    path = Path(model)
-    return str(path.absolute()) if path.is_dir() else model
+    from shapley.hf.bases import split_name
+
+    name, basis = split_name(model)
+    name = str(Path(name).absolute()) if Path(name).is_dir() else name
+    if basis is None:
+        return name
+    return f"{name}@{Path(basis).absolute() if Path(basis).is_file() else basis}"
 
 
 @submit.command()

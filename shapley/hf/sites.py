@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from shapley.errors import ShapleyError
+from shapley.hf.rotated import Rotated
 from shapley.types import Site
 
 
@@ -120,7 +121,7 @@ def find_sites(model: nn.Module) -> ModelSites:
         blocks = tuple(
             BlockSites(
                 block,
-                block.get_submodule(family.down),
+                _turned(block.get_submodule(family.down)),
                 block.get_submodule(family.entry),
                 block.get_submodule(family.exit),
                 tuple(block.get_submodule(path) for path in family.up),
@@ -136,6 +137,11 @@ def find_sites(model: nn.Module) -> ModelSites:
     if any(_down_shape(block.down) != (d_model, d_mlp) for block in blocks):
         raise ShapleyError(f"model type {model_type!r} has blocks of different MLP widths, which is not supported")
     return ModelSites(blocks, family.blocks, family, d_mlp, d_model)
+
+
+def _turned(down: nn.Module) -> nn.Module:
+    """The projection whose input is the players' activation: of a rotated one, behind the rotation."""
+    return down.inner if isinstance(down, Rotated) else down
 
 
 def write_weights(block: BlockSites) -> Tensor:

@@ -7,8 +7,8 @@ includes it is a bad baseline (docs/design.md).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,15 +44,14 @@ def _to(lm: LanguageModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _collect(lm: LanguageModel, texts: Sequence[str], site: Site) -> dict[str, Tensor]:
-    ids = [lm.tokenizer(text)["input_ids"][:MAX_TOKENS] for text in texts]
-    ids = [tokens for tokens in ids if len(tokens) > 1]
-    stride = max(1, sum(len(tokens) - 1 for tokens in ids) // N_DONORS)
+    batches = reference_batches(lm.tokenizer, texts, lm.pad_id)
+    stride = max(1, sum(int(valid.sum()) - len(valid) for _, valid in batches) // N_DONORS)
     n_layers, width = lm.sites.n_layers, lm.sites.width(site)
     count = 0
     mean = torch.zeros(n_layers, width, dtype=torch.float64)
     square = torch.zeros_like(mean)
     donors: list[Tensor] = []
-    for tokens, valid in _batches(ids, lm.pad_id):
+    for tokens, valid in batches:
         with torch.no_grad(), observe(lm.sites, site) as seen:
             lm.model(input_ids=tokens.to(lm.device), attention_mask=valid.long().to(lm.device))
         keep = valid.clone()
@@ -72,10 +71,11 @@ def _collect(lm: LanguageModel, texts: Sequence[str], site: Site) -> dict[str, T
     return {"mean": mean.float(), "std": std.float(), "donors": bank}
 
 
-def _batches(ids: Sequence[Sequence[int]], pad_id: int) -> Iterator[tuple[Tensor, Tensor]]:
-    ordered = sorted(ids, key=len)
-    for start in range(0, len(ordered), BATCH):
-        yield pad_right(ordered[start : start + BATCH], pad_id)
+def reference_batches(tokenizer: Any, texts: Sequence[str], pad_id: int) -> list[tuple[Tensor, Tensor]]:
+    """Texts, each cut to 64 tokens, as batches of ids and masks of like lengths; those of one token are left out."""
+    ids = [tokenizer(text)["input_ids"][:MAX_TOKENS] for text in texts]
+    ordered = sorted((tokens for tokens in ids if len(tokens) > 1), key=len)
+    return [pad_right(ordered[start : start + BATCH], pad_id) for start in range(0, len(ordered), BATCH)]
 
 
 def pad_right(ids: Iterable[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,135 @@
+"""Players as directions: orthogonal bases of ``mlp_hidden``, in which a direction is impaired as a neuron is in its own.
+
+The activation after the nonlinearity is only read by the down-projection, so a rotation can be put between them and undone in
+the weights (``Rotated``). Estimators, clusters and sweeps then work on directions as they do on neurons: the site is the input
+of the turned projection. It is written into a model's name, ``MODEL@BASIS``:
+
+``identity``        the neurons, through all of the machinery
+``random``          a Haar-random rotation a layer, ``random:SEED`` for another one
+``pca``             the eigenvectors of the activations' covariance over the reference text, largest variance first
+``FILE``            of a safetensors file: ``vectors``, ``[n_layers, d_mlp, d_mlp]``, vectors in columns
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shapley.errors import ShapleyError
+from shapley.files import atomic_path
+from shapley.hf.hooks import observe
+from shapley.hf.rotated import Rotated
+from shapley.hf.sites import ModelSites
+from shapley.keyed import keyed_rng
+
+_NAMED = re.compile(r"identity|pca|random(?::\d{1,9})?")
+_OFF = 1e-3  # from orthogonality, entry by entry: beyond what float32 or a file of half precision explains
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """A model's name and its basis, where it names one: a known basis, or a safetensors file, behind the last ``@``."""
+    model, at, basis = name.rpartition("@")
+    return (
+        (model, basis) if at and model and (_NAMED.fullmatch(basis) or basis.endswith(".safetensors")) else (name, None)
+    )
+
+
+def vectors_of(basis: str, sites: ModelSites, activations: Sequence[Tensor] | None = None) -> Tensor:
+    """``[n_layers, d_mlp, d_mlp]`` float32, vectors in columns.
+
+    Args:
+        basis: its name.
+        activations: for ``pca``, of each layer, ``[tokens, d_mlp]``.
+
+    Raises:
+        ShapleyError: an unknown basis, or a file that holds none, or not of this size, or not orthogonal.
+    """
+    shape = (sites.n_layers, sites.d_mlp, sites.d_mlp)
+    if basis == "identity":
+        return torch.eye(sites.d_mlp).expand(shape).contiguous()
+    if basis == "pca":
+        assert activations is not None
+        return torch.stack([principal(x) for x in activations])
+    if basis.startswith("random"):
+        seed = int(basis.partition(":")[2] or 0)
+        return torch.stack([haar(sites.d_mlp, seed, layer) for layer in range(sites.n_layers)])
+    return _checked(basis, _read(Path(basis)), shape)
+
+
+def haar(n: int, seed: int, layer: int) -> Tensor:
+    """``[n, n]``, uniform over rotations and reflections: the QR decomposition of a gaussian matrix, with the signs of R's
+    diagonal (Mezzadri 2007)."""
+    gaussian = keyed_rng(seed, "basis", layer).standard_normal((n, n))
+    q, r = np.linalg.qr(gaussian)
+    return torch.from_numpy((q * np.sign(np.diag(r))).astype(np.float32))
+
+
+def principal(activations: Tensor) -> Tensor:
+    """``[n, n]``: the eigenvectors of the covariance of ``[tokens, n]`` activations, largest variance first. Each vector's
+    largest entry is positive, so that the basis is one and not one of many. With fewer tokens than neurons the last vectors
+    are some basis of what never varied."""
+    x = activations.double()
+    centred = x - x.mean(dim=0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    vectors = vectors.flip(1)
+    largest = vectors.abs().argmax(dim=0)
+    return (vectors * vectors.gather(0, largest[None]).sign()).float()
+
+
+def rotate(sites: ModelSites, vectors: Tensor) -> None:
+    """Turn every block's down-projection into the basis, in place; the model computes what it did, to rounding."""
+    for block, own in zip(sites.blocks, vectors, strict=True):
+        parent, _, name = sites.family.down.rpartition(".")
+        setattr(block.block.get_submodule(parent), name, Rotated(block.down, own))
+
+
+def save_vectors(vectors: Tensor, path: Path) -> None:
+    """Write a file that ``MODEL@FILE`` reads."""
+    with atomic_path(path) as temporary:
+        save_file({"vectors": vectors.contiguous()}, temporary)
+
+
+def reference_activations(
+    model: torch.nn.Module, sites: ModelSites, batches: Sequence[tuple[Tensor, Tensor]]
+) -> list[Tensor]:
+    """Of each layer ``[tokens, d_mlp]`` float32 over batches of ids and masks, the first position of each text left out."""
+    seen: list[list[Tensor]] = [[] for _ in sites.blocks]
+    device = next(model.parameters()).device
+    for ids, valid in batches:
+        with torch.no_grad(), observe(sites, "mlp_hidden") as layers:
+            model(input_ids=ids.to(device), attention_mask=valid.long().to(device), use_cache=False)
+        keep = valid.clone()
+        keep[:, 0] = False
+        for own, x in zip(seen, layers, strict=True):
+            own.append(x.view(*keep.shape, -1)[keep.to(x.device)].float().cpu())
+    return [torch.cat(own) for own in seen]
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        return load_file(path)["vectors"].float()
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ShapleyError(
+            f"no basis in {path}: expected a safetensors file with 'vectors', [n_layers, d_mlp, d_mlp]"
+        ) from error
+
+
+def _checked(basis: str, vectors: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    if tuple(vectors.shape) != shape:
+        raise ShapleyError(f"the basis {basis} has the shape {list(vectors.shape)}, the model needs {list(shape)}")
+    wide = vectors.double()
+    off = (wide.transpose(1, 2) @ wide - torch.eye(shape[1], dtype=torch.float64)).abs().amax(dim=(1, 2))
+    worst = int(torch.nan_to_num(off, nan=torch.inf).argmax())
+    if not off[worst] <= _OFF:
+        raise ShapleyError(
+            f"the basis {basis} is not orthogonal: in layer {worst} R^T R is off the identity by {off[worst]:.2g}; "
+            "orthogonalise it, by a QR decomposition"
+        )
+    return vectors
