@@ -198,8 +198,14 @@ def test_averaging_a_thousand_repeats_gains_nothing(post):
     [
         ("strict", {"impairment": {"kind": "scale", "strength": 0.4}}, 403, "impairment_not_allowed"),
         ("strict", {"model": "tiny@noise:1"}, 403, "impairment_not_allowed"),
-        ("strict", {"logprobs": 1}, 403, "logprobs_not_allowed"),
-        ("free", {"impairment": {"kind": "scale", "strength": 0.4, "cluster": "other"}}, 403, "impairment_not_allowed"),
+        ("strict", {}, 403, "impairment_not_allowed"),
+        ("strict", {"model": "tiny@scale:0.5", "logprobs": 1}, 403, "logprobs_not_allowed"),
+        ("free", {"impairment": {"kind": "scale", "strength": 0.4, "cluster": "other"}}, 404, "cluster_not_found"),
+        ("free", {"prompt": "\ud800"}, 400, "invalid_text"),
+        ("free", {"prompt": [1.0, 2.0]}, 400, "invalid_value"),
+        ("free", {"prompt": []}, 400, "invalid_value"),
+        ("free", {"prompt": [[]]}, 400, "invalid_value"),
+        ("free", {"prompt": ["the"] * 257}, 400, "invalid_value"),
         ("free", {"model": "gpt-4"}, 404, "model_not_found"),
         ("free", {"model": "tiny@noise"}, 400, "invalid_impairment"),
         ("free", {"model": "tiny@noise:1", "impairment": {"kind": "noise", "strength": 2}}, 400, "invalid_impairment"),
@@ -218,11 +224,59 @@ def test_averaging_a_thousand_repeats_gains_nothing(post):
         ("poor", {"prompt": ["the race"] * 9, "max_tokens": 20}, 429, "request_too_large"),
     ],
 )  # fmt: skip
-def test_what_is_refused(post, key, body, status, code):
-    answer = post("/v1/completions", key=key, **{"prompt": "the race"} | body)
+def test_what_is_refused(client, keys, key, body, status, code):
+    headers = {"Authorization": f"Bearer {keys[key]}", "Content-Type": "application/json"}
+    content = json.dumps({"model": "tiny", "prompt": "the race"} | body)
+    answer = client.post("/v1/completions", content=content, headers=headers)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, code)
     assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    if "prompt" in body and code == "invalid_value":
+        assert error["param"].startswith("prompt")
+
+
+def test_carriers_that_differ_and_queries_that_are_not_known(client, keys):
+    body, headers = {"model": "tiny", "prompt": "the race"}, {"Authorization": f"Bearer {keys['free']}"}
+    twice = [*headers.items(), ("X-Impairment", "noise:0.6"), ("X-Impairment", "noise:0.9")]
+    for answer in (
+        client.post("/v1/completions", json=body, headers=twice),
+        client.post("/v1/completions?impairment=noise:0.6&impairment=noise:0.9", json=body, headers=headers),
+    ):
+        assert answer.status_code == 400 and "name different impairments" in answer.json()["error"]["message"]
+    unknown = client.post("/v1/completions?impairmnt=noise:0.6", json=body, headers=headers)
+    assert unknown.status_code == 400 and unknown.json()["error"]["param"] == "query"
+    same = client.post("/v1/completions?impairment=noise:0.6", json=body | {"model": "tiny@noise:0.6"}, headers=headers)
+    assert same.status_code == 200
+    assert client.get("/v1/models/tiny@noise:1", headers=headers).status_code == 200
+    assert client.get("/v1/models/tiny@garbage", headers=headers).status_code == 400
+
+
+def test_a_key_that_cannot_be_served_hurts_nobody_else(client, folder, post):
+    key, text = KeyFile(folder).add("late", Policy(floor=(parse("noise:1,cluster=ghost"),)))
+    try:
+        own = {"Authorization": f"Bearer {text}"}
+        answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "the race"}, headers=own)
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "floor_not_served"
+        assert complete(post)["usage"]["completion_tokens"] == 5
+    finally:
+        KeyFile(folder).revoke(key.id)
+
+
+def test_a_log_that_cannot_be_written_stops_the_service(client, post, monkeypatch):
+    import os
+
+    write = os.write
+    monkeypatch.setattr(
+        os,
+        "write",
+        lambda file, line: write(file, line[:5]) if file == client.service.audit._file else write(file, line),
+    )
+    answer = post("/v1/completions", prompt=PROMPT)
+    assert answer.status_code == 503 and answer.json()["error"]["code"] == "unavailable"
+    assert client.get("/health").status_code == 503
+    monkeypatch.undo()
+    complete(post)
+    assert client.get("/health").json()["status"] == "ok"
 
 
 def test_limits_say_when_to_come_back(post):
@@ -263,8 +317,12 @@ def test_a_stream_is_the_whole_answer(post):
     parts = events(answer)
     choices = [part["choices"][0] for part in parts[:-1]]
     assert "".join(choice["text"] for choice in choices) == whole["choices"][0]["text"]
-    tokens = [token for choice in choices for token in choice["logprobs"]["tokens"]]
-    assert tokens == whole["choices"][0]["logprobs"]["tokens"]
+    for name in ("tokens", "text_offset", "token_logprobs"):
+        found, wanted = (
+            [x for choice in choices for x in choice["logprobs"][name]],
+            whole["choices"][0]["logprobs"][name],
+        )
+        assert found == (pytest.approx(wanted, abs=1e-4) if name == "token_logprobs" else wanted)
     assert choices[-1]["finish_reason"] == "length" and parts[-1]["usage"] == whole["usage"]
     assert answer.headers["content-type"].startswith("text/event-stream")
 

@@ -161,7 +161,7 @@ def test_openai_models_and_errors(server, client):
         client.completions.create(
             model="tiny", prompt="the", extra_body={"impairment": {"kind": "noise", "strength": -1}}
         )
-    with pytest.raises(openai.PermissionDeniedError, match="no cluster 'x' is registered"):
+    with pytest.raises(openai.NotFoundError, match="no cluster 'x' is registered"):
         client.completions.create(model="tiny@noise:1,cluster=x", prompt="the")
 
 

@@ -130,6 +130,12 @@ def test_a_failing_pass_ends_its_sequences_and_not_the_engine(monkeypatch):
     assert ended.acquire(timeout=30) and bad.reason == "error" and len(failures) == 1
     engine.submit([good])
     assert ended.acquire(timeout=30) and good.reason == "length"
+    ended_before = len(failures)
+    mixed = [tell(running(lm, ids)) for ids in ([5, 9], [10_000], [7, 8, 9])]
+    engine.submit(mixed)
+    for _ in mixed:
+        assert ended.acquire(timeout=30)
+    assert [row.reason for row in mixed] == ["length", "error", "length"] and len(failures) > ended_before
     late = tell(running(lm, PROMPTS[1], max_new=10**6))
     engine.submit([late])
     late.cancelled.set()

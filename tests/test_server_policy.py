@@ -25,7 +25,7 @@ from shapley.server.asked import MOST_NOISE, Asked, parse
 from shapley.server.audit import AuditLog, check
 from shapley.server.keys import KeyFile, secret_of
 from shapley.server.limits import Limits
-from shapley.server.policy import Policy, Refused, noise_seed, resolve
+from shapley.server.policy import NoCluster, Policy, Refused, noise_seed, resolve
 from tests.tiny import tiny_lm
 
 SECRET = b"s" * 32
@@ -112,7 +112,11 @@ def test_strict_floors_allow_their_levels_only():
     for other in ("noise:1.5", "noise:0", "scale:0.5", "noise:1,cluster=one"):
         with pytest.raises(Refused, match="calibrated levels only: noise:1, noise:2"):
             resolve(parse(other), policy, "lab", SECRET, REGISTERED)
-    with pytest.raises(Refused, match="no cluster 'none' is registered at mlp_hidden"):
+    without = Policy(levels=policy.levels)
+    assert len(resolve(parse("noise:2"), without, "lab", SECRET, REGISTERED)) == 1
+    with pytest.raises(Refused, match="calibrated levels only"):
+        resolve(None, without, "lab", SECRET, REGISTERED)
+    with pytest.raises(NoCluster, match="no cluster 'none' is registered at mlp_hidden"):
         resolve(parse("noise:1,cluster=none"), Policy(), "lab", SECRET, REGISTERED)
 
 
@@ -214,6 +218,31 @@ def test_the_audit_log_is_a_chain(tmp_path):
     assert check(path)[1][0] == "line 3 does not follow the line before it"
     with pytest.raises(ShapleyError, match="no audit log at"):
         check(tmp_path / "none")
+
+
+def test_a_line_that_goes_in_by_half_is_taken_back_and_said(tmp_path, monkeypatch):
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path)
+    log.write("request", n=0)
+    whole, write = path.read_bytes(), os.write
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[: len(line) // 2]))
+    with pytest.raises(ShapleyError, match=r"cannot write .*: the disk is full"):
+        log.write("request", n=1)
+    assert path.read_bytes() == whole and not log.writable
+    monkeypatch.undo()
+    log.write("request", n=2)
+    log.close()
+    records, problems = check(path)
+    assert [record["n"] for record in records] == [0, 2] and not problems and log.writable
+
+
+def test_folders_that_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot make the state folder" in run("add", "--state", tmp_path / "file" / "x", "--organisation", "lab")
+    assert "no keys in" in run("list", "--state", tmp_path / "none") and not (tmp_path / "none").exists()
+    (tmp_path / "secret").mkdir()
+    with pytest.raises(ShapleyError, match="cannot read the server's secret"):
+        secret_of(tmp_path)
 
 
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):

@@ -181,7 +181,11 @@ def base_address(endpoint: str) -> str:
     Raises:
         ShapleyError: not such an address, or with a user or a query in it.
     """
-    parts = urlsplit(endpoint)
+    try:
+        parts = urlsplit(endpoint)
+        parts.port  # noqa: B018  (raises for a port that is none)
+    except ValueError:
+        raise ShapleyError(f"endpoint: expected an address such as https://host:8000/v1, not {endpoint!r}") from None
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         raise ShapleyError(f"endpoint: expected an address such as https://host:8000/v1, not {endpoint!r}")
     if "@" in parts.netloc:

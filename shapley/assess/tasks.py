@@ -164,21 +164,32 @@ def _item(entry: Any, scorer: str) -> Item:
 def _question(entry: dict[str, Any]) -> str | Messages:
     prompt, messages = entry.get("prompt"), entry.get("messages")
     if isinstance(prompt, str) and prompt and messages is None:
-        return prompt
+        return _whole(prompt)
     if prompt is None and isinstance(messages, list) and messages and all(map(_is_message, messages)):
         return messages
     raise ValueError('expected a "prompt" (text) or "messages" ([{"role": …, "content": …}, …]), one of them')
 
 
 def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+    return isinstance(message, dict) and all(
+        isinstance(message.get(key), str) and _whole(message[key]) == message[key] for key in ("role", "content")
+    )
 
 
 def _strings(what: str, value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(text, str) and text for text in values):
         raise ValueError(f'"{what}": expected text, or a list of texts, none empty')
-    return tuple(values)
+    return tuple(map(_whole, values))
+
+
+def _whole(text: str) -> str:
+    """Raises ValueError for a text with half of a character, which cannot be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text has half of a character (a lone surrogate)") from None
+    return text
 
 
 def _check_regex(pattern: str) -> None:

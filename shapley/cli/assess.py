@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from shapley.errors import ShapleyError
 from shapley.files import write_error
 from shapley.impairment import SITES
 from shapley.progress import say
@@ -103,6 +105,8 @@ def assess(
     from shapley.assess.plan import Plan, asked_order
     from shapley.assess.report import write_report
 
+    if not math.isfinite(timeout):
+        raise ShapleyError("--timeout: expected a finite number of seconds")
     wanted_levels = parse_levels(levels, site, cluster)
     client = Client(endpoint, model, read_key(key_file, key_env), timeout)
     items = _task(task, scorer, max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 from contextlib import suppress
@@ -58,7 +59,7 @@ def serve(
     uvicorn = _uvicorn()
     from shapley.hf.load import load_model
     from shapley.server.app import application
-    from shapley.server.keys import KeyFile
+    from shapley.server.keys import KeyFile, make_folder
     from shapley.server.service import Service
     from shapley.server.settings import Settings
 
@@ -67,12 +68,15 @@ def serve(
     name = name or Path(model).name
     if not _NAME.fullmatch(name):
         raise ShapleyError(f"--name {name!r}: expected letters, digits, dot, dash, slash and underscore")
+    if not math.isfinite(options["timeout"]):
+        raise ShapleyError("--timeout: expected a finite number of seconds")
     if not is_open and not any(key.revoked is None for key in KeyFile(state).all()):
         raise ShapleyError(
             f"no keys in {state}: make one with 'shapley keys add --state {state} --organisation NAME', or serve without any "
             "(--open)"
         )
     settings = Settings(name, state, policy if is_open else None, clusters=_clusters(clusters), **options)
+    make_folder(state)
     lock = FileLock(state / "lock")
     try:
         lock.acquire(timeout=0)

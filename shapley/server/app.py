@@ -14,8 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shapley import __version__
+from shapley.errors import ShapleyError
 from shapley.server import chat, completions
-from shapley.server.errors import ApiError, on_crash, on_http_error, on_invalid
+from shapley.server.errors import ApiError, on_crash, on_http_error, on_invalid, on_stopped
 from shapley.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from shapley.server.service import APPLIED, Service, Ticket
 
@@ -42,6 +43,7 @@ def application(service: Service) -> FastAPI:
         return error.response()
 
     app.add_exception_handler(ApiError, refused)
+    app.add_exception_handler(ShapleyError, on_stopped)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_crash)
@@ -81,12 +83,11 @@ def _models(app: FastAPI, service: Service) -> None:
         service.authorise(request)
         return {"object": "list", "data": [card]}
 
-    @app.get("/v1/models/{name}", responses=_ERRORS)
+    @app.get("/v1/models/{name:path}", responses=_ERRORS)
     def model(name: str, request: Request) -> dict[str, Any]:
         """The model, by its name."""
         service.authorise(request)
-        if name.partition("@")[0] != service.settings.name:
-            raise ApiError(404, f"no such model: this server has {service.settings.name!r}", code="model_not_found")
+        service.asked(name, None, request)
         return card
 
 
@@ -118,10 +119,12 @@ def _tokens(app: FastAPI, service: Service) -> None:
 
 def _operation(app: FastAPI, service: Service) -> None:
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    def health() -> JSONResponse:
         """Whether it runs, and how much waits; without a key."""
-        load = service.engine.load
-        return {"status": "ok", "running": load.running, "waiting": load.waiting}
+        load, status = service.engine.load, "ok" if service.audit.writable else "the audit log cannot be written"
+        return JSONResponse(
+            {"status": status, "running": load.running, "waiting": load.waiting}, 200 if status == "ok" else 503
+        )
 
     @app.get("/metrics")
     def metrics() -> PlainTextResponse:

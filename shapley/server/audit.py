@@ -5,16 +5,19 @@ A line is a JSON object with the SHA-256 of the line before it, so that a line t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from shapley.errors import ShapleyError
+from shapley.files import write_error
 
 _FIRST = "0" * 64
 _LONGEST_LINE = 1 << 20  # bytes; a log of years is not read to be gone on with
@@ -37,26 +40,49 @@ class AuditLog:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
             raise ShapleyError(f"cannot append to the audit log {path}: {error.strerror}") from error
+        self._failed = False
         self._last = self._close_last_line()
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append a line, and return when it is on the disk."""
+        """Append a line, and return when it is on the disk.
+
+        Raises:
+            ShapleyError: it is not; then nothing of it is in the file.
+        """
         with self._lock:
             record = {"time": _now(), "event": event, **fields, "previous": self._last}
             line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-            os.write(self._file, line)
-            os.fsync(self._file)
+            self._append(line)
             self._last = hashlib.sha256(line).hexdigest()
+
+    @property
+    def writable(self) -> bool:
+        """Whether the last line went in whole."""
+        return not self._failed
 
     def close(self) -> None:
         os.close(self._file)
+
+    def _append(self, line: bytes) -> None:
+        """All of it, or none: a full disk takes a part, which is taken back."""
+        size = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file)
+            self._failed = False
+        except OSError as error:
+            self._failed = True
+            with suppress(OSError):
+                os.ftruncate(self._file, size)
+            raise write_error(self.path, error) from error
 
     def _close_last_line(self) -> str:
         """End a half-written last line; the hash of the last line."""
         size = os.fstat(self._file).st_size
         tail = os.pread(self._file, _LONGEST_LINE, max(0, size - _LONGEST_LINE))
         if tail and not tail.endswith(b"\n"):
-            os.write(self._file, b"\n")
+            self._append(b"\n")
             tail += b"\n"
         last = tail[tail[:-1].rfind(b"\n") + 1 :]
         return hashlib.sha256(last).hexdigest() if last else _FIRST

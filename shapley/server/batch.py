@@ -164,22 +164,23 @@ class Batch:
             return
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         for row, own in zip(rows, logprobs, strict=True):
-            token = row.sampler(own)
-            row.accept(self._scored(token, own, row.n_top))
+            [scored] = _scored([row.sampler(own)], own[None], row.n_top)
+            row.accept(scored)
 
     def _scores(self, row: Running, logits: Tensor) -> list[Scored]:
         """Of every token of a prompt, from its ``[tokens, vocabulary]`` logits."""
         logprobs = torch.log_softmax(logits[:-1].float(), dim=-1)
-        rest = [self._scored(token, own, row.n_top) for token, own in zip(row.ids[1:], logprobs, strict=True)]
-        return [Scored(row.ids[0], None), *rest]
+        return [Scored(row.ids[0], None), *_scored(row.ids[1:], logprobs, row.n_top)]
 
-    @staticmethod
-    def _scored(token: int, logprobs: Tensor, n_top: int | None) -> Scored:
-        if n_top is None:
-            return Scored(token, None)
-        value, likeliest = logprobs.topk(n_top) if n_top else (logprobs[:0], logprobs[:0].long())
-        top = tuple(zip(likeliest.tolist(), value.tolist(), strict=True))
-        return Scored(token, float(logprobs[token]), top)
+
+def _scored(tokens: Sequence[int], logprobs: Tensor, n_top: int | None) -> list[Scored]:
+    """Of tokens, each with its ``[tokens, vocabulary]`` log-probabilities."""
+    if n_top is None or not tokens:
+        return [Scored(token, None) for token in tokens]
+    own = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0].tolist()
+    values, likeliest = logprobs.topk(n_top) if n_top else (logprobs[:, :0], logprobs[:, :0].long())
+    tops = [tuple(zip(*pair, strict=True)) for pair in zip(likeliest.tolist(), values.tolist(), strict=True)]
+    return [Scored(token, value, top) for token, value, top in zip(tokens, own, tops, strict=True)]
 
 
 def _select(cache: Any, valid: Tensor, rows: list[int]) -> tuple[Any, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ async def prepare(service: Service, body: ChatRequest, request: Request) -> Tick
         raise ApiError(
             403, "this key does not give out log-probabilities", param="logprobs", code="logprobs_not_allowed"
         )
-    ids = _template(service, body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs goes with logprobs: true", param="top_logprobs", code="invalid_value")
+    ids = await asyncio.to_thread(_template, service, body)
     asked_for = body.max_completion_tokens or body.max_tokens
     if asked_for is not None and asked_for > service.settings.max_new:
         raise ApiError(
@@ -92,7 +95,12 @@ def _template(service: Service, body: ChatRequest) -> list[int]:
             400, "the model has no chat template, or it does not take these messages: use /v1/completions",
             param="messages", code="chat_template",
         ) from None  # fmt: skip
-    ids: list[int] = service.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    try:
+        ids: list[int] = service.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    except (TypeError, UnicodeError):
+        raise ApiError(
+            400, "a message is not text: it has half of a character", param="messages", code="invalid_text"
+        ) from None
     return ids
 
 

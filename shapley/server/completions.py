@@ -66,27 +66,29 @@ async def chunks(
     service: Service, body: CompletionRequest, ticket: Ticket, request: Request
 ) -> AsyncIterator[dict[str, Any]]:
     """The response's events."""
-    sent = [0] * len(ticket.rows)
+    sent, offsets = [0] * len(ticket.rows), [0] * len(ticket.rows)
     if body.echo:
         for i, row in enumerate(ticket.rows):
-            yield _chunk(service, body, ticket, Part(i, _prompt_text(service, row), None, 0), [])
+            text = _prompt_text(service, row)
+            yield _chunk(service, body, ticket, Part(i, text, None, 0), [], 0)
+            offsets[i] = len(text)
     async for part in service.parts(ticket, request):
-        row = ticket.rows[part.index]
-        scored = row.new[sent[part.index] : part.tokens]
+        scored = ticket.rows[part.index].new[sent[part.index] : part.tokens]
         sent[part.index] = part.tokens
-        yield _chunk(service, body, ticket, part, scored)
+        yield _chunk(service, body, ticket, part, scored, offsets[part.index])
+        offsets[part.index] += sum(len(token_text(service, one.token)) for one in scored)
     if body.stream_options and body.stream_options.include_usage:
         yield {**head(body.model, ticket), "choices": [], "usage": usage(ticket.rows)}
 
 
 def _chunk(
-    service: Service, body: CompletionRequest, ticket: Ticket, part: Part, scored: Sequence[Scored]
+    service: Service, body: CompletionRequest, ticket: Ticket, part: Part, scored: Sequence[Scored], start: int
 ) -> dict[str, Any]:
     choice = {
         "index": part.index,
         "text": part.text,
         "finish_reason": part.reason,
-        "logprobs": None if body.logprobs is None else _logprobs(service, scored, body.logprobs),
+        "logprobs": None if body.logprobs is None else _logprobs(service, scored, body.logprobs, start),
     }
     return {**head(body.model, ticket), "choices": [choice]}
 
@@ -113,10 +115,11 @@ def _prompt_text(service: Service, row: Running) -> str:
     return text
 
 
-def _logprobs(service: Service, scored: Sequence[Scored], n_top: int) -> dict[str, Any]:
-    """Token by token. Where two of the likeliest tokens read alike, the likelier stands for both."""
+def _logprobs(service: Service, scored: Sequence[Scored], n_top: int, start: int = 0) -> dict[str, Any]:
+    """Token by token; ``start`` characters came before. Where two of the likeliest tokens read alike, the likelier stands for
+    both."""
     texts = [token_text(service, one.token) for one in scored]
-    offsets = [0]
+    offsets = [start]
     for text in texts:
         offsets.append(offsets[-1] + len(text))
     return {

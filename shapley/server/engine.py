@@ -80,8 +80,13 @@ class Engine:
                 break
             self._drop_cancelled()
             chosen = self._next()
-            if chosen:
-                self._pass(partial(self._batch.admit, chosen), chosen)
+            alone = len(chosen) == 1
+            if chosen and not self._pass(partial(self._batch.admit, chosen), chosen if alone else []) and not alone:
+                for row in chosen:  # one of them may be at fault, and the others should not suffer
+                    if not row.new:
+                        self._pass(partial(self._batch.admit, [row]), [row])
+                    elif row.reason is None:
+                        row.end("error")
             if self._batch.rows:
                 self._pass(self._batch.step, list(self._batch.rows))
         for row in [*self._batch.rows, *self._waiting]:
@@ -120,10 +125,11 @@ class Engine:
             chosen.append(self._waiting.popleft())
         return chosen
 
-    def _pass(self, work: Callable[[], None], rows: Sequence[Running]) -> None:
-        """A pass through the model; if it fails, its sequences end, and the service goes on."""
+    def _pass(self, work: Callable[[], None], rows: Sequence[Running]) -> bool:
+        """Whether a pass through the model went well; if not, these sequences end, and the service goes on."""
         try:
             work()
+            return True
         except Exception as error:
             log.exception("a pass through the model failed")
             self._failed(error)
@@ -131,3 +137,4 @@ class Engine:
                 if row.reason is None:
                     row.end("error")
             self._batch.drop_ended()
+            return False

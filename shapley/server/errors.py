@@ -3,6 +3,7 @@ that is not ours goes out."""
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -11,6 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+log = logging.getLogger(__name__)
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -18,6 +21,14 @@ _TYPES = {
     404: "invalid_request_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
+}
+
+
+_IN_WORDS = {
+    "extra_forbidden": "this server knows no such field (see /docs)",
+    "json_invalid": "the body is not JSON",
+    "model_attributes_type": "the body must be a JSON object, with Content-Type: application/json",
+    "none_required": "this server does not know this field's function: leave it out",
 }
 
 
@@ -59,8 +70,8 @@ async def on_invalid(request: Request, error: Exception) -> JSONResponse:
     """A body that does not fit the schema: the first field that is wrong, without its value."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()[0]
-    where = ".".join(str(part) for part in found["loc"] if part != "body")
-    message = str(found["msg"]).removeprefix("Value error, ")
+    where = ".".join(str(part)[:64] for part in found["loc"] if part != "body")
+    message = _IN_WORDS.get(found["type"]) or str(found["msg"]).removeprefix("Value error, ")
     return ApiError(
         400, f"{where}: {message}" if where else message, param=where or None, code="invalid_value"
     ).response()
@@ -72,6 +83,14 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     response = ApiError(error.status_code, str(error.detail)).response()
     response.headers.update(error.headers or {})
     return response
+
+
+async def on_stopped(request: Request, error: Exception) -> JSONResponse:
+    """The audit log or the key file cannot be used: nothing is answered until it can. The server's log says why."""
+    log.error("%s", error)
+    return ApiError(
+        503, "the server cannot answer now: tell its operator", code="unavailable", retry_after=60
+    ).response()
 
 
 async def on_crash(request: Request, error: Exception) -> JSONResponse:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shapley.errors import ShapleyError, unknown_name
-from shapley.files import write_text
+from shapley.files import atomic_path, write_text
 from shapley.server.asked import first_problem
 from shapley.server.policy import Policy
 
@@ -44,11 +43,10 @@ class KeyFile:
     """The keys in ``FOLDER/keys.json``.
 
     Args:
-        folder: of the server's state, made if it must be.
+        folder: of the server's state, made when there is something to keep.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "keys.json"
         self._read_at: tuple[int, int] | None = None
         self._keys: dict[str, Key] = {}
@@ -92,6 +90,7 @@ class KeyFile:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
+        make_folder(self.path.parent)
         with FileLock(f"{self.path}.lock"):
             self._refresh()
             yield
@@ -106,7 +105,7 @@ class KeyFile:
     def _refresh(self) -> None:
         try:
             status = self.path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self._keys, self._read_at = {}, None
             return
         at = (status.st_mtime_ns, status.st_ino)
@@ -126,18 +125,31 @@ class KeyFile:
         self._keys, self._read_at = {key.sha256: key for key in keys}, at
 
 
+def make_folder(folder: Path) -> None:
+    """Raises ShapleyError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShapleyError(f"cannot make the state folder {folder}: {error.strerror}; give another --state") from error
+
+
 def secret_of(folder: Path) -> bytes:
-    """The server's secret, of which the noise is made: 32 random bytes, made once. Who changes it changes all noise."""
+    """The server's secret, of which the noise is made: 32 random bytes, made once. Who changes it changes all noise.
+
+    Raises:
+        ShapleyError: it cannot be made or read.
+    """
+    make_folder(folder)
     path = folder / "secret"
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(32))
-                file.flush()
-                os.fsync(file.fileno())
-    secret = path.read_bytes()
+    try:
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    temporary.touch(0o600)
+                    temporary.write_bytes(secrets.token_bytes(32))
+        secret = path.read_bytes()
+    except OSError as error:
+        raise ShapleyError(f"cannot read the server's secret {path}: {error.strerror}") from error
     if len(secret) != 32:
         raise ShapleyError(f"{path} does not hold 32 bytes: put it back from a backup, or delete it for new noise")
     return secret

@@ -26,7 +26,8 @@ class Policy(BaseModel):
 
     Attributes:
         floor: impairments that are always applied.
-        levels: if not empty, the only impairments that may be asked for (a strict floor): those that were calibrated.
+        levels: if not empty, the only impairments that may be asked for (a strict floor): those that were calibrated. Without a
+            floor one of them must be.
         logprobs: whether log-probabilities are given out.
         requests_per_minute, tokens_per_minute: limits.
     """
@@ -55,6 +56,10 @@ class Refused(Exception):
     """The policy does not allow what was asked for."""
 
 
+class NoCluster(Exception):
+    """A cluster that is not registered."""
+
+
 def resolve(
     asked: Asked | None, policy: Policy, organisation: str, secret: bytes, clusters: Collection[tuple[str, str]]
 ) -> Stack:
@@ -67,14 +72,14 @@ def resolve(
         clusters: that are registered, by name and the site that they have columns of.
 
     Raises:
-        Refused: a cluster that is not registered, or a level that a strict floor does not allow.
+        NoCluster: what was asked for names a cluster that is not registered.
+        Refused: a level that a strict floor does not allow, or none where one must be asked for.
     """
-    if asked is not None:
-        if asked.cluster is not None and (asked.cluster, asked.site) not in clusters:
-            raise Refused(f"no cluster {asked.cluster!r} is registered at {asked.site}")
-        if policy.levels and asked not in policy.levels:
-            allowed = ", ".join(level.text() for level in policy.levels)
-            raise Refused(f"this key allows calibrated levels only: {allowed}")
+    if asked is not None and asked.cluster is not None and (asked.cluster, asked.site) not in clusters:
+        raise NoCluster(f"no cluster {asked.cluster!r} is registered at {asked.site}")
+    if policy.levels and asked not in policy.levels and not (asked is None and policy.floor):
+        allowed = ", ".join(level.text() for level in policy.levels)
+        raise Refused(f"this key allows calibrated levels only: {allowed}")
     floor = list(policy.floor)
     layers: list[Layer] = []
     if asked is not None:

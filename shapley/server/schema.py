@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shapley.server.asked import Asked
 
@@ -15,6 +15,29 @@ MOST_TOP = 20
 _TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 _Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+def _prompt(value: Any) -> Any:
+    """Said once, and not once for each form that it is not in."""
+    several = value if isinstance(value, list) else [value]
+    ids = isinstance(value, list) and all(type(token) is int for token in value)
+    forms = ids or all(isinstance(one, str) for one in several) or all(_token_ids(one) for one in several)
+    if not several or not forms or (len(several) > MOST_PROMPTS and not ids):
+        raise ValueError(f"expected text, a list of token ids, or a list of up to {MOST_PROMPTS} of either")
+    return value
+
+
+def _token_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+def _stop(value: Any) -> Any:
+    several = value if isinstance(value, list) else [value]
+    if value is not None and (
+        len(several) > 4 or not all(isinstance(one, str) and 0 < len(one) <= 256 for one in several)
+    ):
+        raise ValueError("expected up to 4 texts of 1 to 256 characters")
+    return value
 
 
 class _Strict(BaseModel):
@@ -35,7 +58,7 @@ class _Sampling(_Strict):
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    stop: Annotated[_Stop | Annotated[list[_Stop], Field(max_length=4)] | None, BeforeValidator(_stop)] = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
     frequency_penalty: _Zero = 0.0
@@ -50,12 +73,13 @@ class _Sampling(_Strict):
 class CompletionRequest(_Sampling):
     """``POST /v1/completions``."""
 
-    prompt: (
+    prompt: Annotated[
         str
         | Annotated[list[_TokenId], Field(min_length=1)]
         | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Annotated[list[Annotated[list[_TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MOST_PROMPTS)]
-    )
+        | Annotated[list[Annotated[list[_TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MOST_PROMPTS)],
+        BeforeValidator(_prompt),
+    ]
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
     echo: bool = False

@@ -25,7 +25,7 @@ from shapley.server.errors import ApiError
 from shapley.server.keys import Key, KeyFile, secret_of
 from shapley.server.limits import Limits
 from shapley.server.metrics import Metrics
-from shapley.server.policy import Refused, Stack, resolve
+from shapley.server.policy import NoCluster, Policy, Refused, Stack, resolve
 from shapley.server.sampling import Sampler
 from shapley.server.sequence import Reason, Running
 from shapley.server.settings import Settings
@@ -90,6 +90,8 @@ class Service:
         self.ends = _end_tokens(lm)
 
     def start(self) -> None:
+        for site in SITES:  # at the first start half a minute each, then from the cache: no client should wait for them
+            self.lm.statistics(site)  # type: ignore[arg-type]
         self.audit.write("start", model=self.settings.name, fingerprint=self.lm.fingerprint)
         self.engine.start()
 
@@ -139,33 +141,41 @@ class Service:
             raise ApiError(
                 404, f"no such model: this server has {self.settings.name!r}", param="model", code="model_not_found"
             )
-        texts = {
-            "model": suffix if at else None,
-            HEADER: request.headers.get(HEADER),
-            "query": request.query_params.get("impairment"),
-        }
-        found = {"impairment": body} if body is not None else {}
-        for where, text in texts.items():
-            if text is not None:
-                try:
-                    found[where] = parse(text)
-                except ValueError as error:
-                    raise ApiError(
-                        400, f"impairment in the {where}: {error}", param=where, code="invalid_impairment"
-                    ) from None
-        different = set(found.values())
-        if len(different) > 1:
-            raise ApiError(
-                400, f"{' and '.join(found)} name different impairments: give one", code="invalid_impairment"
-            )
-        return different.pop() if different else None
+        if set(request.query_params) - {"impairment"}:
+            raise ApiError(400, "of the query only impairment is known", param="query", code="invalid_value")
+        texts = [("model", suffix)] if at else []
+        texts += [(HEADER, text) for text in request.headers.getlist(HEADER)]
+        texts += [("query", text) for text in request.query_params.getlist("impairment")]
+        found = [] if body is None else [("body", body)]
+        for where, text in texts:
+            try:
+                found.append((where, parse(text)))
+            except ValueError as error:
+                message = f"impairment in the {where}: {error}"
+                raise ApiError(400, message, param=where, code="invalid_impairment") from None
+        if len({asked for _, asked in found}) > 1:
+            named = " and ".join(where for where, _ in found)
+            raise ApiError(400, f"{named} name different impairments: give one", code="invalid_impairment")
+        return found[0][1] if found else None
 
     def stack(self, asked: Asked | None, key: Key) -> Stack:
-        """What is applied. Raises ApiError 403 where the key's policy does not allow it."""
+        """What is applied.
+
+        Raises:
+            ApiError: 403 where the key's policy does not allow it, 404 for a cluster that is not registered, 503 for a key
+                whose floor this server cannot apply: a key may be made while it runs.
+        """
         try:
-            return resolve(asked, key.policy, key.organisation, self.secret, self.clusters)
+            stack = resolve(asked, key.policy, key.organisation, self.secret, self.clusters)
+        except NoCluster as unknown:
+            raise ApiError(404, str(unknown), param="impairment", code="cluster_not_found") from None
         except Refused as refused:
             raise ApiError(403, str(refused), param="impairment", code="impairment_not_allowed") from None
+        if self._unservable(key.policy):
+            raise ApiError(
+                503, "this key's floor cannot be applied here: tell the server's operator", code="floor_not_served"
+            )
+        return stack
 
     async def tokens_of(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
         """Token ids of prompts; in a thread, as a long text takes a while and others wait."""
@@ -173,7 +183,12 @@ class Service:
         def ids() -> list[list[int]]:
             return [self.lm.tokenizer(one)["input_ids"] if isinstance(one, str) else one for one in prompts]
 
-        return await asyncio.to_thread(ids)
+        try:
+            return await asyncio.to_thread(ids)
+        except (TypeError, UnicodeError):
+            raise ApiError(
+                400, "a prompt is not text: it has half of a character", param="prompt", code="invalid_text"
+            ) from None
 
     def check_prompt(self, ids: Sequence[int], max_new: int) -> None:
         """Raises ApiError 400 for a prompt that the model cannot take."""
@@ -298,17 +313,24 @@ class Service:
         policies = [(key.id, key.policy) for key in self.keys.all() if key.revoked is None]
         policies += [(_OPEN, self.settings.open_policy)] if self.settings.open_policy else []
         for name, policy in policies:
-            if any(_undone(self.lm, asked) for asked in policy.floor):
-                raise ShapleyError(
-                    f"key {name} has a floor that scales all neurons alike, and {self.lm.name} has a norm after the MLP, which "
-                    "undoes that: take noise, a cluster, or site=mlp_out, and revoke the key"
+            problem = self._unservable(policy)
+            if problem:
+                raise ShapleyError(f"key {name} {problem}, or revoke the key")
+
+    def _unservable(self, policy: Policy) -> str | None:
+        """Why a policy cannot be served, and what to do; ``None`` if it can."""
+        if any(_undone(self.lm, asked) for asked in policy.floor):
+            return (
+                f"has a floor that scales all neurons alike, and {self.lm.name} has a norm after the MLP, which undoes that: "
+                "take noise, a cluster, or site=mlp_out"
+            )
+        for asked in (*policy.floor, *policy.levels):
+            if asked.cluster is not None and (asked.cluster, asked.site) not in self.clusters:
+                return (
+                    f"has a floor or level on cluster {asked.cluster!r}, which is not registered at {asked.site}: serve with "
+                    f"--cluster {asked.cluster}=FILE"
                 )
-            for asked in (*policy.floor, *policy.levels):
-                if asked.cluster is not None and (asked.cluster, asked.site) not in self.clusters:
-                    raise ShapleyError(
-                        f"key {name} has a floor or level on cluster {asked.cluster!r}, which is not registered: "
-                        f"serve with --cluster {asked.cluster}=FILE, or revoke the key"
-                    )
+        return None
 
 
 def _clusters(lm: LanguageModel, settings: Settings) -> Mapping[tuple[str, str], Cluster]:
