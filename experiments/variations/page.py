@@ -117,6 +117,11 @@ def _caveats(results: Results) -> tuple[str, ...]:
         "The guard is chosen by zeroing, for all arms: those that put the mean in its place might choose another.",
         "Halves are one random split a cluster. Interaction within a cluster is what is measured, not repair by the rest of "
         "the model, which is in every drop.",
+        *(
+            ("One size was measured: matched damage is along the straight line from no neuron to it.",)
+            if len(head["config"]["fractions"]) == 1
+            else ()
+        ),
         "Footprints are residual dimensions: what is impaired there is all that they carry.",
     )
 
