@@ -49,11 +49,12 @@ def arms_figure(results: Results) -> Figure:
     _dots(damage, [own.perplexity for own in effects], CONTROL, "^", "plain text", factor=100)
     damage.axvline(100 * PERPLEXITY, color="#bbbbbb", linestyle="--", linewidth=1, label="aim: less")
     drops.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    drops.set_xscale("symlog", linthresh=1, linscale=1.5)
-    drops.xaxis.set_major_formatter("{x:g}")
     drops.set_xlabel("drop of log-probability (nats)")
-    damage.set_xscale("symlog", linthresh=10, linscale=1.5)
-    damage.xaxis.set_major_formatter("{x:g}")
+    if max(own.target.estimate for own in effects) > 5:  # something broke the model
+        drops.set_xscale("symlog", linthresh=1, linscale=1.5)
+        damage.set_xscale("symlog", linthresh=10, linscale=1.5)
+        for axes in (drops, damage):
+            axes.xaxis.set_major_formatter("{x:g}")
     damage.set_xlabel("rise of perplexity (%)")
     drops.set_yticks(range(len(names)), names)
     drops.invert_yaxis()

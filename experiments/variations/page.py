@@ -36,7 +36,7 @@ def sections() -> list[Section]:
 def section(results: Results, name: str) -> Section:
     pictures = {
         "arms": "What each arm takes from its topic and from the others, and what it costs plain text, with 95% intervals over "
-        "prompts. Axes are linear to 1 nat and to 10%, logarithmic from there on.",
+        "prompts.",
         "sizes": "Selectivity (topic minus other topics) against what it costs plain text, as clusters grow; dotted: the aim's "
         "2%. Higher and further left is better.",
         "dial": "The reference's clusters impaired by degrees: what is left of topic, other topics and plain text.",
