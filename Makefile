@@ -29,7 +29,7 @@ $(CLIENTS): $(STAMP)
 	@touch $(CLIENTS)
 
 test: $(CLIENTS)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

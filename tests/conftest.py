@@ -19,11 +19,3 @@ def threads(request):
     torch.set_num_threads(max(1, before // WORKERS) if request.node.get_closest_marker("real_model") else 1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Each file's tests stay together, on one process; so do those with a Slurm, of which a machine has one."""
-    for item in items:
-        slurm = item.get_closest_marker("slurm") is not None or "cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else item.nodeid.partition("::")[0]))

@@ -1,16 +1,18 @@
-"""A real Slurm for tests: the fixture ``cluster``, which conftest.py takes in, so that a test run has one of them."""
+"""A real Slurm for tests: the fixture ``cluster``, which conftest.py takes in."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from shapley.jobs.slurm import QueueEntry, queue
 
@@ -52,10 +54,14 @@ def installed() -> bool:
     return all(shutil.which(program, path=path) for program in PROGRAMS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """Slurm with two nodes, and SLURM_CONF set to it until the end of the test run. Installs Debian's packages as root only."""
-    folder = tmp_path_factory.mktemp("slurm")
+    """Slurm with two nodes, and SLURM_CONF set to it until the end of the file. Installs Debian's packages as root only."""
+    with FileLock(Path(tempfile.gettempdir()) / "neuron-shapley-test-slurm.lock"):  # a machine has one
+        yield from _running(tmp_path_factory.mktemp("slurm"))
+
+
+def _running(folder: Path) -> Iterator[Cluster]:
     if not installed() and (os.getuid() != 0 or not shutil.which("apt-get")):
         pytest.skip("Slurm is not installed, and can be only by root with apt-get")
     cluster = Cluster(folder, {**os.environ, "SLURM_CONF": str(folder / "etc" / "slurm.conf")})
