@@ -362,6 +362,10 @@ def test_clients_that_tokenise(lm, client, keys):
     assert client.post("/detokenize", json={"tokens": ids}, headers=headers).json()["prompt"] == PROMPT
     assert client.get("/tokenizer_info", headers=headers).json()["eos_token"] == "</s>"
     assert client.post("/detokenize", json={"tokens": [99]}, headers=headers).status_code == 400
+    half = client.post(
+        "/tokenize", content='{"prompt": "\\ud800"}', headers=headers | {"Content-Type": "application/json"}
+    )
+    assert half.status_code == 400 and half.json()["error"]["code"] == "invalid_text"
 
 
 def test_bodies_are_limited_announced_or_not(client, keys):

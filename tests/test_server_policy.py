@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -120,27 +121,23 @@ def test_strict_floors_allow_their_levels_only():
         resolve(parse("noise:1,cluster=none"), Policy(), "lab", SECRET, REGISTERED)
 
 
+BEFORE_THE_FLOOR = ASKED.filter(lambda asked: asked.cluster is None and asked.site != "mlp_out")
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(asked=ASKED.filter(lambda asked: asked.cluster is None))
-def test_no_request_brings_back_what_a_floor_of_zero_took(asked, tmp_path_factory):
-    """A floor that zeroes the neurons: whatever is asked for, nothing of the prompt comes through them."""
-    os.environ["NEURON_SHAPLEY_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+@given(asked=BEFORE_THE_FLOOR)
+def test_no_request_brings_back_what_a_floor_of_zero_took(asked, monkeypatch, tmp_path_factory):
+    """A floor that zeroes the neurons: whatever is done before it, nothing of the prompt comes through them. What acts behind
+    them adds to the model what is no function of them."""
+    monkeypatch.setenv("NEURON_SHAPLEY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     lm = tiny_lm("llama")
-    if asked.site == "mlp_out":
-        return  # acts behind the neurons: it adds to the model what is no function of them
     stack = resolve(asked, Policy(floor=(parse("zero:1"),)), "lab", SECRET, REGISTERED)
-    ids = torch.tensor([[5, 9, 21, 33]])
 
     def logits(layers):
-        contexts = [impair(lm, layer.asked.impairment(layer.seed), rows=Rows(prompt_keys=[""])) for layer in layers]
-        for context in contexts:
-            context.__enter__()
-        try:
-            with torch.no_grad():
-                return lm.model(input_ids=ids).logits
-        finally:
-            for context in reversed(contexts):
-                context.__exit__(None, None, None)
+        with ExitStack() as contexts, torch.no_grad():
+            for layer in layers:
+                contexts.enter_context(impair(lm, layer.asked.impairment(layer.seed), rows=Rows(prompt_keys=[""])))
+            return lm.model(input_ids=torch.tensor([[5, 9, 21, 33]])).logits
 
     torch.testing.assert_close(logits(stack), logits(stack[-1:]), atol=1e-5, rtol=1e-5)
 

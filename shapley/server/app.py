@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shapley import __version__
 from shapley.errors import ShapleyError
 from shapley.server import chat, completions
-from shapley.server.errors import ApiError, on_crash, on_http_error, on_invalid, on_stopped
+from shapley.server.errors import ApiError, on_crash, on_http_error, on_invalid, on_stopped, unavailable
 from shapley.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from shapley.server.service import APPLIED, Service, Ticket
 
@@ -105,7 +105,7 @@ def _tokens(app: FastAPI, service: Service) -> None:
     def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
         """Token ids of a text."""
         service.authorise(request)
-        ids = tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
+        ids = service.encode(body.prompt, body.add_special_tokens)
         return {"tokens": ids, "count": len(ids), "max_model_len": service.context}
 
     @app.post("/detokenize", responses=_ERRORS)
@@ -142,8 +142,9 @@ def _events(parts: AsyncIterator[dict[str, Any]], ticket: Ticket) -> StreamingRe
             async for part in parts:
                 yield f"data: {json.dumps(part)}\n\n"
             yield "data: [DONE]\n\n"
-        except ApiError as error:  # too late for a status
-            yield f"data: {json.dumps({'error': error.body()})}\n\n"
+        except (ApiError, ShapleyError) as error:  # too late for a status
+            told = error if isinstance(error, ApiError) else unavailable(error)
+            yield f"data: {json.dumps({'error': told.body()})}\n\n"
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers=_applied(ticket))
 

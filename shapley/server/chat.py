@@ -95,13 +95,7 @@ def _template(service: Service, body: ChatRequest) -> list[int]:
             400, "the model has no chat template, or it does not take these messages: use /v1/completions",
             param="messages", code="chat_template",
         ) from None  # fmt: skip
-    try:
-        ids: list[int] = service.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-    except (TypeError, UnicodeError):
-        raise ApiError(
-            400, "a message is not text: it has half of a character", param="messages", code="invalid_text"
-        ) from None
-    return ids
+    return service.encode(text, special=False)
 
 
 def _logprobs(service: Service, scored: Sequence[Scored]) -> dict[str, Any]:

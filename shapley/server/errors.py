@@ -85,12 +85,14 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     return response
 
 
-async def on_stopped(request: Request, error: Exception) -> JSONResponse:
+def unavailable(error: Exception) -> ApiError:
     """The audit log or the key file cannot be used: nothing is answered until it can. The server's log says why."""
     log.error("%s", error)
-    return ApiError(
-        503, "the server cannot answer now: tell its operator", code="unavailable", retry_after=60
-    ).response()
+    return ApiError(503, "the server cannot answer now: tell its operator", code="unavailable", retry_after=60)
+
+
+async def on_stopped(request: Request, error: Exception) -> JSONResponse:
+    return unavailable(error).response()
 
 
 async def on_crash(request: Request, error: Exception) -> JSONResponse:

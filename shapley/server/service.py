@@ -179,16 +179,16 @@ class Service:
 
     async def tokens_of(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
         """Token ids of prompts; in a thread, as a long text takes a while and others wait."""
+        return await asyncio.to_thread(lambda: [self.encode(one) if isinstance(one, str) else one for one in prompts])
 
-        def ids() -> list[list[int]]:
-            return [self.lm.tokenizer(one)["input_ids"] if isinstance(one, str) else one for one in prompts]
-
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids, with the tokenizer's own special tokens or without. Raises ApiError 400 for half of a character."""
         try:
-            return await asyncio.to_thread(ids)
+            ids: list[int] = self.lm.tokenizer(text, add_special_tokens=special)["input_ids"]
         except (TypeError, UnicodeError):
-            raise ApiError(
-                400, "a prompt is not text: it has half of a character", param="prompt", code="invalid_text"
-            ) from None
+            message = "a text has half of a character (a lone surrogate)"
+            raise ApiError(400, message, param="prompt", code="invalid_text") from None
+        return ids
 
     def check_prompt(self, ids: Sequence[int], max_new: int) -> None:
         """Raises ApiError 400 for a prompt that the model cannot take."""
@@ -279,9 +279,8 @@ class Service:
         finally:
             for row in ticket.rows:
                 row.cancelled.set()
-            with CancelScope(
-                shield=True
-            ):  # a client that went away cancels what runs for it, but not its line in the log
+            # A client that went away cancels what runs for it, but not its line in the log.
+            with CancelScope(shield=True):
                 await self._account(ticket, status)
 
     async def _next(self, news: asyncio.Queue[Part], ticket: Ticket, request: Request) -> Part:
