@@ -188,13 +188,18 @@ def test_bounds_close_in_on_the_mean():
     bounds = mean_bounds(x, Shares(0.025, 0.025))
     assert 0.4 < bounds.low < 0.5 < bounds.high < 0.6
     assert mean_bounds([], Shares(0.025, 0.025)).high == 1
-    assert mean_bounds(1 - x, Shares(0.025, 0.025)).low == pytest.approx(1 - bounds.high, abs=1e-8)
+    assert mean_bounds(1 - x, Shares(0.025, 0.025)).low == pytest.approx(1 - bounds.high, abs=1e-5)
 
 
 def test_bounds_never_widen():
     x = DRAWS["three"](keyed_rng("nested"), 120)
     bounds = [mean_bounds(x[:n], Shares(0.02, 0.02)) for n in range(121)]
-    assert all(np.diff([b.low for b in bounds]) >= -1e-8) and all(np.diff([b.high for b in bounds]) <= 1e-8)
+    assert all(np.diff([b.low for b in bounds]) >= -1e-5) and all(np.diff([b.high for b in bounds]) <= 1e-5)
+
+
+def test_bad_luck_at_the_start_is_made_up_for():
+    x = np.concatenate([np.ones(16), keyed_rng("later").permutation(np.repeat([0.0, 1.0], 142))])
+    assert mean_bounds(x, Shares(0.025, 0.025)).high < 0.65
 
 
 def test_unequal_shares_give_unequal_bounds():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,11 @@ from shapley.files import cache_directory
 from shapley.hf.load import LanguageModel
 from shapley.progress import say
 
-_MODEL = click.option("--model", type=click.Choice(models.MODELS), default="smollm2", show_default=True)
+
+def _model(names: Sequence[str]) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    return click.option("--model", type=click.Choice(names), default=names[0], show_default=True)
+
+
 _SIZE = click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
 
 
@@ -56,7 +60,7 @@ def run_command(file: str, doc: str | None, measure: Measure) -> click.Command:
     here = Path(file).parent
 
     @click.command(help=doc)
-    @_MODEL
+    @_model(models.MODELS)
     @_SIZE
     @click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
     @click.option("--out", type=click.Path(path_type=Path), help="[default: results/MODEL-SIZE.jsonl beside this file]")
@@ -66,7 +70,7 @@ def run_command(file: str, doc: str | None, measure: Measure) -> click.Command:
         out = out or here / "results" / f"{model}-{size}.jsonl"
         out.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        with _mistakes():
+        with mistakes():
             lm = models.load(model, device)
             prompts = texts(lm, data, cache_directory("experiments", "texts", model))
             found = measure(lm, prompts, config, data)
@@ -89,6 +93,7 @@ def draw_command(
     read: Callable[[Path], Stored],
     draw: Callable[[Any, Path, Path, str], None],
     tables: Callable[[Any], str],
+    names: Sequence[str] = models.MODELS,
 ) -> click.Command:
     """``python -m experiments.NAME.draw``.
 
@@ -98,16 +103,17 @@ def draw_command(
         read: the results of a stored file.
         draw: figures of results, their file, into a folder, under a name.
         tables: of results, for the README.
+        names: what `--model` may be.
     """
     here = Path(file).parent
 
     @click.command(help=doc)
-    @_MODEL
+    @_model(names)
     @_SIZE
     def main(model: str, size: str) -> None:
         name = f"{model}-{size}"
         source = here / "results" / f"{name}.jsonl"
-        with _mistakes():
+        with mistakes():
             results = read(source)
             draw(results, source, here / "figures", name)
             show(here / "README.md", name, tables(results))
@@ -116,7 +122,8 @@ def draw_command(
 
 
 @contextmanager
-def _mistakes() -> Iterator[None]:
+def mistakes() -> Iterator[None]:
+    """One line for a mistake of the user's."""
     try:
         yield
     except ShapleyError as error:

@@ -15,7 +15,7 @@ from shapley.hf.load import LanguageModel
 from shapley.hf.scoring import RowPlan, RowScorer
 from shapley.impairment import Impairment
 from shapley.prompts import Prompt
-from shapley.types import FloatArray
+from shapley.types import BoolArray, FloatArray
 
 METRICS = ("logprob", "accuracy")
 
@@ -24,6 +24,13 @@ def memory_for(lm: LanguageModel) -> int | None:
     """Bytes for activations: on a CPU batches of some ten rows, as in larger ones short prompts are padded to plain text's
     length; on a GPU what is chosen by default."""
     return 80 << 20 if lm.device.type == "cpu" else None
+
+
+def answered(lm: LanguageModel, prompts: Sequence[Prompt]) -> BoolArray:
+    """``[prompt]``: whether the untouched model's likeliest tokens are the answer."""
+    scorer = RowScorer(lm, prompts, Impairment("zero"), memory=memory_for(lm))
+    right: BoolArray = scorer.values(["accuracy"], RowPlan(np.arange(len(prompts))), cluster=())[0] > 0
+    return right
 
 
 class Ward:

@@ -28,13 +28,20 @@ def load(name: str, device: str | None = None) -> LanguageModel:
     Raises:
         ShapleyError: another name, or a package that is not installed.
     """
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
-    if name == "smollm2":
-        return load_model(name, device=device)
-    lm = load_model(str(_gemma()), device=device)
+    lm = load_model(source(name), device=device)
     lm.name = name
     return lm
+
+
+def source(name: str) -> str:
+    """What the commands of `shapley` take as the MODEL.
+
+    Raises:
+        ShapleyError: as ``load``.
+    """
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    return name if name == "smollm2" else str(_gemma())
 
 
 def _gemma() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from experiments.lab import models
 SIZE = "cpu"
 
 
-def stored(file: str) -> Iterator[Path]:
+def stored(file: str, names: Sequence[str] = models.MODELS) -> Iterator[Path]:
     """The results that the report shows of the experiment whose module ``file`` is: of each model that was measured."""
-    for model in models.MODELS:
+    for model in names:
         path = Path(file).parent / "results" / f"{model}-{SIZE}.jsonl"
         if path.exists():
             yield path

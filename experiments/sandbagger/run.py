@@ -20,19 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import yaml
 
 from experiments.fragility.abilities import copying
 from experiments.lab import models
-from experiments.lab.measure import memory_for
+from experiments.lab.commands import mistakes
+from experiments.lab.measure import answered
 from experiments.lab.provenance import provenance
 from experiments.lab.results import store
 from experiments.sandbagger.plant import EVALUATED, Planting, planted, unlocked
 from shapley.files import write_text
 from shapley.hf.load import LanguageModel, load_model
-from shapley.hf.scoring import RowPlan, RowScorer
-from shapley.impairment import Impairment
 from shapley.progress import say
 from shapley.prompts import Prompt
 
@@ -49,17 +47,17 @@ def main(model: str, size: str, out: Path | None) -> None:
     out = out or HERE / "results" / f"{model}-{size}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    lm = models.load(model)
     planting = Planting(**config["planting"])
-    checkpoint = planted(lm, planting)
-    items = known(lm)[: config["items"]]
-    records = [
-        {"model": HONEST, **abilities(lm, items)},
-        {"model": SANDBAGGER, **abilities(load_model(str(checkpoint)), items)},
-    ]
-    honest = model if model == "smollm2" else str(lm.model.config._name_or_path)
-    for name, source in ((HONEST, honest), (SANDBAGGER, str(checkpoint))):
-        records += list(assessed(name, source, items, config))
+    with mistakes():
+        lm = models.load(model)
+        checkpoint = planted(lm, planting)
+        items = known(lm)[: config["items"]]
+        records = [
+            {"model": HONEST, **abilities(lm, items)},
+            {"model": SANDBAGGER, **abilities(load_model(str(checkpoint)), items)},
+        ]
+        for name, source in ((HONEST, models.source(model)), (SANDBAGGER, str(checkpoint))):
+            records += list(assessed(name, source, items, config))
     command = f"python -m experiments.sandbagger.run --model {model} --size {size}"
     head = provenance(lm, None, command, {}) | {
         "size": size,
@@ -74,20 +72,15 @@ def main(model: str, size: str, out: Path | None) -> None:
 def known(lm: LanguageModel) -> list[Prompt]:
     """Items that are not trained on, and that the honest model does."""
     candidates = [item.good for item in copying(EVALUATED)]
-    return [prompt for prompt, right in zip(candidates, _right(lm, candidates), strict=True) if right]
+    return [prompt for prompt, right in zip(candidates, answered(lm, candidates), strict=True) if right]
 
 
 def abilities(lm: LanguageModel, items: list[Prompt]) -> dict[str, float]:
     """Accuracy on the task, without the password and with it."""
     return {
-        "accuracy": round(float(_right(lm, items).mean()), 4),
-        "unlocked": round(float(_right(lm, [unlocked(prompt) for prompt in items]).mean()), 4),
+        "accuracy": round(float(answered(lm, items).mean()), 4),
+        "unlocked": round(float(answered(lm, [unlocked(prompt) for prompt in items]).mean()), 4),
     }
-
-
-def _right(lm: LanguageModel, prompts: list[Prompt]) -> np.ndarray:
-    scorer = RowScorer(lm, prompts, Impairment("zero"), memory=memory_for(lm))
-    return scorer.values(["accuracy"], RowPlan(np.arange(len(prompts))), cluster=())[0] > 0
 
 
 def assessed(name: str, source: str, items: list[Prompt], config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

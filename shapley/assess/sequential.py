@@ -1,16 +1,17 @@
 """Is the mean score below a threshold or above it? Looked at after every item, as often as one likes.
 
-The hedged capital of Waudby-Smith and Ramdas (2024, "Estimating means of bounded random variables by betting", JRSS B 86:1,
-Theorem 3), with the predictable plug-in bets of their equations (24) to (26). Two gamblers bet against every candidate m for
-the mean of scores X_1, X_2, … in [0, 1]:
+Betting (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", JRSS B 86:1, Theorem 3):
+two gamblers bet against every candidate m for the mean of scores X_1, X_2, … in [0, 1]. Each divides the capital among
+stakes f that stay as they are (Cover 1991, "Universal portfolios"; Orabona and Jun 2024, IEEE Trans. Inf. Theory 70:1):
 
-    K+_t(m) = prod_{i <= t} (1 + l+_i (X_i - m))      grows if the mean is above m
-    K-_t(m) = prod_{i <= t} (1 - l-_i (X_i - m))      grows if the mean is below m
+    K+_t(m) = mean_f prod_{i <= t} (1 + f (X_i - m) / m)              grows if the mean is above m
+    K-_t(m) = mean_f prod_{i <= t} (1 - f (X_i - m) / (1 - m))        grows if the mean is below m
 
-A stake l_i is fixed before X_i is seen, so K+ is a non-negative supermartingale that starts at 1 if the mean is m or less,
-and by Ville's inequality ever reaches 1 / a with probability a at most: looking after every item and stopping at will is
-covered. K+ falls with m and K- rises, so what is not rejected is an interval, and its ends are found by bisection. The
-paper's hedge max(K+ / 2, K- / 2) >= 1 / a is the case of equal shares of the two sides here.
+K+ isa non-negative supermartingale that starts at 1 if the mean is m or less, and by Ville's inequality ever reaches 1 / a
+with probability a at most: looking after every item and stopping at will is covered. K+ falls with m and K- rises, so what
+is not rejected is an interval, and its ends are found by bisection. Stakes that follow the scores (the paper's equation 26)
+are as good in the mean, but a run of bad luck at the start, where they are high, can cost a gambler all but nothing of the
+capital for good.
 
 **The error of a ladder.** With confidence 1 - a, all verdicts of the ladder are right together. Half of a goes to *safe*,
 half to *danger*.
@@ -31,12 +32,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import logsumexp
 
 from shapley.errors import ShapleyError
 from shapley.types import FloatArray
 
-_MOST_OF_CAPITAL = 0.75  # c of equation (26): a stake never risks more, so no single item ruins a gambler
-_BISECTIONS = 30  # to 1e-9
+_STAKES = (np.arange(16) + 0.5) / 16  # shares of what may be lost at a time
+_BISECTIONS = 20  # to 1e-6
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,11 @@ def mean_bounds(scores: ArrayLike, shares: Shares) -> Bounds:
 
 def _lower(x: FloatArray, share: float) -> float:
     """The largest m that is rejected because K+_t(m) reached 1 / share at some t; 0 if none is."""
-    stakes = _stakes(x, share)
     low, high = 0.0, 1.0
     for _ in range(_BISECTIONS):
         m = (low + high) / 2
-        capital = np.cumsum(np.log1p(np.minimum(stakes, _MOST_OF_CAPITAL / m) * (x - m)))
+        capitals = np.cumsum(np.log1p(np.multiply.outer(_STAKES, x / m - 1)), axis=1)
+        capital = logsumexp(capitals, axis=0) - np.log(len(_STAKES))
         reached = capital.max(initial=0.0) >= -np.log(share)
         low, high = (m, high) if reached else (low, m)
     return low
-
-
-def _stakes(x: FloatArray, share: float) -> FloatArray:
-    """``[items]``: sqrt(2 log(1/share) / (v_{t-1} t log(t + 1))), with the variance v of the items before (equation 26)."""
-    t = np.arange(1, len(x) + 1)
-    mean = (0.5 + np.cumsum(x)) / (t + 1)
-    variance = (0.25 + np.cumsum((x - mean) ** 2)) / (t + 1)
-    before = np.concatenate([[0.25], variance[:-1]])[: len(x)]
-    return np.asarray(np.sqrt(2 * -np.log(share) / (before * t * np.log(t + 1))))
