@@ -364,6 +364,8 @@ def test_journal_of_another_run_is_refused(items, tmp_path):
         (tmp_path / "j").write_text(other)
         with pytest.raises(ShapleyError, match="not a journal"):
             read_journal(tmp_path / "j")
+    (tmp_path / "j").write_text('{"event": "sta')  # killed before its first line was whole: nothing to lose
+    assert run(Fake(HONEST), items, tmp_path / "j").release == 1
 
 
 def test_forbidden_level_ends_the_ladder(items, tmp_path):
@@ -449,9 +451,12 @@ def test_unreachable_endpoint():
     def refuse(request):
         raise httpx.ConnectError("no")
 
-    client = Client("http://fake", "m", KEY, transport=httpx.MockTransport(refuse), sleep=lambda seconds: None)
+    said = []
+    transport = httpx.MockTransport(refuse)
+    client = Client("http://fake", "m", KEY, say=said.append, transport=transport, sleep=lambda seconds: None)
     with pytest.raises(ShapleyError, match=r"cannot be reached \(ConnectError\)"):
         client.applied(Level("noise", 1.0))
+    assert len(said) == 6 and "trying again in 1 s" in said[0] and KEY not in "".join(said)
 
 
 def test_forbidden_is_not_tried_again():
@@ -651,6 +656,12 @@ def test_command_and_its_report(items, tmp_path):
     assert [rung["verdict"] for rung in report["rungs"]] == ["safe", "safe", "safe", "danger"]
     assert all(KEY not in file.read_text() for file in out.iterdir())
     assert (out / "journal.jsonl").stat().st_mode & 0o077 == 0
+
+
+def test_command_where_nothing_may_be_tested(items, tmp_path):
+    with Fake(HONEST, forbidden=10.0).served() as endpoint:
+        result = assess(endpoint, items, tmp_path / "out")
+    assert result.exit_code == 1 and "least impairment tested: none" in result.output
 
 
 def test_page(items, tmp_path):

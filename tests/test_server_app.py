@@ -283,6 +283,7 @@ def test_limits_say_when_to_come_back(post):
     first = post("/v1/completions", key="poor", prompt="the race", max_tokens=1)
     second = post("/v1/completions", key="poor", prompt="the race", max_tokens=1)
     assert first.status_code == 200 and second.status_code == 429
+    assert post("/tokenize", key="poor", prompt=PROMPT).status_code == 429
     assert second.json()["error"]["code"] == "rate_limit_exceeded" and 1 <= int(second.headers["Retry-After"]) <= 60
 
 
@@ -432,10 +433,10 @@ def test_a_request_that_takes_too_long_is_ended(client, post, monkeypatch):
 
 
 def test_a_failing_model_tells_nothing_of_itself(client, post, monkeypatch):
-    def fail(rows):
+    def fail():
         raise RuntimeError("/secret/path weight 0.123")
 
-    monkeypatch.setattr(client.service.engine._batch, "admit", fail)
+    monkeypatch.setattr(client.service.engine._batch, "advance", fail)
     answer = post("/v1/completions", prompt=PROMPT)
     assert answer.status_code == 500 and "secret" not in answer.text and "0.123" not in answer.text
     stream = post("/v1/completions", prompt=PROMPT, stream=True)

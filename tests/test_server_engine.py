@@ -69,17 +69,28 @@ def check(lm, row):
     assert all(scored.top[0][1] == scored.logprob for scored in row.new)  # greedy is the likeliest, as the same number
 
 
+def admit(batch, rows):
+    batch.enter(rows)
+    while batch.entering:
+        batch.advance()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_is_generate_whatever_shares_the_batch(family):
+def test_greedy_is_generate_whatever_shares_the_batch(family, monkeypatch):
     lm = tiny_lm(family)
     batch = Batch(lm, CLUSTERS)
     rows = [
         running(lm, ids, stack, score_prompt=i % 2 == 0)
         for i, (ids, stack) in enumerate(zip(PROMPTS, STACKS, strict=True))
     ]
-    batch.admit(rows[:2])
+    admit(batch, rows[:2])
     batch.step()
-    batch.admit(rows[2:])  # joins the running ones
+    monkeypatch.setattr("shapley.server.batch._columns", lambda n_rows: 2)  # in chunks
+    batch.enter(rows[2:])  # joins the running ones
+    while batch.entering:
+        batch.advance()
+        if batch.rows:
+            batch.step()
     while batch.rows:
         batch.step()
     for row in rows:
@@ -90,7 +101,7 @@ def test_greedy_is_generate_whatever_shares_the_batch(family):
 def test_a_cluster_is_impaired_alone():
     lm = tiny_lm("llama")
     row = running(lm, PROMPTS[0], (Layer(Asked(kind="scale", strength=1, cluster="some"), 0),), score_prompt=True)
-    Batch(lm, CLUSTERS).admit([row])
+    admit(Batch(lm, CLUSTERS), [row])
     with impair(lm, Asked(kind="zero", strength=1).impairment(0), CLUSTERS["some", "mlp_hidden"]), torch.no_grad():
         logprobs = torch.log_softmax(lm.model(input_ids=torch.tensor([PROMPTS[0]])).logits[0], dim=-1)
     wanted = [float(logprobs[i, token]) for i, token in enumerate(PROMPTS[0][1:])]
@@ -111,6 +122,25 @@ def test_the_engine_runs_more_sequences_than_fit_into_a_batch():
     engine.close()
     for row in rows:
         check(lm, row)
+
+
+def test_a_long_prompt_does_not_hold_up_others(monkeypatch):
+    monkeypatch.setattr("shapley.server.batch._columns", lambda n_rows: 1)
+    lm = tiny_lm("llama")
+    batch = Batch(lm, CLUSTERS)
+    short, long = running(lm, PROMPTS[1], max_new=20), running(lm, PROMPTS[2], STACKS[1], score_prompt=True)
+    admit(batch, [short])
+    engine = Engine(lm, CLUSTERS)
+    engine._batch = batch
+    ended = threading.Semaphore(0)
+    during = []
+    long.emit = lambda text: during.append(len(short.new)) or (ended.release() if long.reason else None)
+    engine.submit([long])
+    engine.start()
+    assert ended.acquire(timeout=30)
+    engine.close()
+    assert during[0] >= len(long.ids)  # a token of the short one between any two chunks
+    check(lm, long)
 
 
 def test_a_failing_pass_ends_its_sequences_and_not_the_engine(monkeypatch):
@@ -151,7 +181,7 @@ def test_an_end_token_and_a_stop_sequence_end_a_sequence():
     words = lm.tokenizer.decode(new).split()
     stopped = Running(PROMPTS[0], (), 5, Sampler(), TextStream(lm.tokenizer, [words[1]]))
     batch = Batch(lm, CLUSTERS)
-    batch.admit([row, stopped])
+    admit(batch, [row, stopped])
     while batch.rows:
         batch.step()
     assert row.reason == stopped.reason == "stop"

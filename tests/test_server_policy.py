@@ -59,6 +59,7 @@ def test_the_notation_is_read_back(asked):
         ("noise:nan", "finite"),
         ("noise:inf", "finite"),
         ("noise:1e9", "less than or equal to 100"),
+        ("noise:1_0", "expected a number"),
         ("scale:1.5", "fraction from 0 to 1"),
         ("nois:0.5", "kind"),
         ("noise:0.5,site=attention", "site"),

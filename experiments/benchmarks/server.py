@@ -1,9 +1,10 @@
-"""Load on a served model: 64 clients that mix impairments, against one request at a time.
+"""Load on a served model: 64 clients that mix impairments, against one request at a time, and against transformers' own
+``generate`` on one prompt after another, without a server and without impairment.
 
 python experiments/benchmarks/server.py [--model smollm2] [--clients 64] [--requests 4] [--max-new 16] [--repeats 3]
 
 The server is a process of its own on loopback; every answer is checked for its status and for the impairment it says was
-applied. Both ways run in turn; medians over repeats.
+applied. The three ways run in turn; medians over repeats.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
+import torch
+
+from shapley.hf.load import LanguageModel, load_model
 
 IMPAIRMENTS = (
     None,
@@ -76,6 +81,18 @@ async def load(port: int, clients: int, requests: int, max_new: int) -> tuple[li
         return [answer for own in found for answer in own], time.monotonic() - start
 
 
+def generate(lm: LanguageModel, prompts: int, max_new: int) -> tuple[list[Answer], float]:
+    """As ``load``, by ``generate``."""
+    start = time.monotonic()
+    answers = []
+    for i in range(prompts):
+        begun = time.monotonic()
+        ids = lm.tokenizer(PROMPTS[i % len(PROMPTS)], return_tensors="pt")["input_ids"]
+        out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new, do_sample=False)
+        answers.append(Answer(True, time.monotonic() - begun, out.shape[1] - ids.shape[1]))
+    return answers, time.monotonic() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
@@ -92,11 +109,13 @@ def main() -> None:
         command = [sys.executable, "-m", "shapley", "serve", options.model, "--name", "served", "--open", "--state", folder,
                    "--port", str(port), "--requests-per-minute", "1000000", "--tokens-per-minute", "1000000000"]  # fmt: skip
         server = subprocess.Popen(command, env=os.environ)
+        lm = load_model(options.model)
         try:
             _wait(port, server)
             asyncio.run(load(port, len(IMPAIRMENTS), 1, options.max_new))  # statistics and buffers
             measured = [
                 (
+                    generate(lm, options.alone, options.max_new),
                     asyncio.run(load(port, 1, options.alone, options.max_new)),
                     asyncio.run(load(port, options.clients, options.requests, options.max_new)),
                 )
@@ -105,11 +124,13 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-    _print("one at a time", [alone for alone, _ in measured])
-    _print(f"{options.clients} clients", [mixed for _, mixed in measured])
-    ratios = [_rate(*mixed) / _rate(*alone) for alone, mixed in measured]
-    low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-    print(f"throughput of {options.clients} clients over one: {middle:.2f} ({low:.2f} to {high:.2f})")
+    names = ("generate", "one at a time", f"{options.clients} clients")
+    for name, runs in zip(names, zip(*measured, strict=True), strict=True):
+        _print(name, runs)
+    for i, name in enumerate(names[:2]):
+        ratios = [_rate(*runs[2]) / _rate(*runs[i]) for runs in measured]
+        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+        print(f"throughput of {names[2]} over {name}: {middle:.2f} ({low:.2f} to {high:.2f})")
 
 
 def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
@@ -127,7 +148,7 @@ def _rate(answers: list[Answer], seconds: float) -> float:
     return sum(answer.tokens for answer in answers) / seconds
 
 
-def _print(name: str, runs: list[tuple[list[Answer], float]]) -> None:
+def _print(name: str, runs: Sequence[tuple[list[Answer], float]]) -> None:
     times = sorted(answer.seconds for answers, _ in runs for answer in answers)
     bad = sum(not answer.well for answers, _ in runs for answer in answers)
     rate = statistics.median(_rate(*run) for run in runs)

@@ -71,6 +71,7 @@ class Client:
         endpoint: the API's base, ``https://host`` or ``https://host/v1``.
         key: sent in the ``Authorization`` header, and kept nowhere else.
         timeout: seconds that a reply may take.
+        say: is told when a request is tried again.
         transport, sleep: for tests.
 
     Raises:
@@ -83,13 +84,14 @@ class Client:
         model: str,
         key: str | None = None,
         timeout: float = 120.0,
+        say: Callable[[str], None] = lambda line: None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.base, self.model, self.key = base_address(endpoint), model, key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(headers=headers, timeout=timeout, transport=transport)
-        self._sleep = sleep
+        self._say, self._sleep = say, sleep
 
     def applied(self, level: Level) -> Applied:
         """Ask for one token, to learn what is applied at a level.
@@ -171,7 +173,9 @@ class Client:
                     raise ShapleyError(f"{url} {problem}")
                 wait = _retry_after(response, wait)
             if again + 1 < _TRIES:
-                self._sleep(min(wait, _LONGEST_WAIT))
+                wait = min(wait, _LONGEST_WAIT)
+                self._say(f"{url} {problem}; trying again in {wait:g} s")
+                self._sleep(wait)
         raise ShapleyError(f"{url} {problem}; tried {_TRIES} times. What was asked is stored: go on with --resume")
 
 

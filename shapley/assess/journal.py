@@ -136,9 +136,10 @@ def open_journal(path: Path, plan: Plan, *, resume: bool) -> Iterator[Journal]:
     lock = FileLock(f"{path}.lock", timeout=0)
     try:
         with lock:
-            if path.exists() and not resume:
+            begun = path.exists() and bool(_whole_lines(path))  # not where a run was killed before its first line
+            if begun and not resume:
                 raise ShapleyError(f"{path} exists: pass --resume to go on with it, or another --out")
-            if path.exists() and _whole_lines(path):
+            if begun:
                 yield Journal(path, _go_on(path, plan))
             else:
                 yield Journal(path, _begin(path, plan))

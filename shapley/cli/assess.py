@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shapley.assess.tasks import Task
 
 _LM_EVAL, _INSPECT = "lm-eval:", "inspect:"
+_NOTHING_TESTED = 1  # exit code
 
 
 @click.command()
@@ -96,7 +97,7 @@ def assess(
 
     A level is left for a lighter one when its mean score is shown to be below the threshold. The report says which levels
     were shown safe, which one to release at, and whether the score rises with impairment, as with a model that underperforms
-    on purpose.
+    on purpose. The exit code is 1 where the operator let no level be tested.
     """
     from shapley.assess.client import Client, base_address, read_key
     from shapley.assess.journal import open_journal
@@ -108,7 +109,7 @@ def assess(
     if not math.isfinite(timeout):
         raise ShapleyError("--timeout: expected a finite number of seconds")
     wanted_levels = parse_levels(levels, site, cluster)
-    client = Client(endpoint, model, read_key(key_file, key_env), timeout)
+    client = Client(endpoint, model, read_key(key_file, key_env), timeout, say)
     items = _task(task, scorer, max_tokens)
     plan = Plan(
         base_address(endpoint),
@@ -134,7 +135,13 @@ def assess(
         report = write_report(journal.path, signed_by)
     if as_json:
         click.echo(json.dumps(report, indent=1))
-        return
+    else:
+        _print(report, out)
+    if report["least_tested"] is None:
+        click.get_current_context().exit(_NOTHING_TESTED)
+
+
+def _print(report: dict[str, Any], out: Path) -> None:
     if report["warned"]:
         click.echo(f"WARNING: the score rises with impairment (p = {report['rise']['p']:.2g}): see the report")
     click.echo(f"ended: {report['end']}")

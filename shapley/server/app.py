@@ -104,14 +104,14 @@ def _tokens(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", responses=_ERRORS)
     def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
         """Token ids of a text."""
-        service.authorise(request)
+        service.take(service.authorise(request), 0)
         ids = service.encode(body.prompt, body.add_special_tokens)
         return {"tokens": ids, "count": len(ids), "max_model_len": service.context}
 
     @app.post("/detokenize", responses=_ERRORS)
     def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, str]:
         """The text of token ids."""
-        service.authorise(request)
+        service.take(service.authorise(request), 0)
         if body.tokens and max(body.tokens) >= service.vocabulary:
             raise ApiError(400, f"token ids must be below {service.vocabulary}", param="tokens", code="invalid_token")
         return {"prompt": tokenizer.decode(body.tokens, clean_up_tokenization_spaces=False)}

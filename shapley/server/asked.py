@@ -70,6 +70,8 @@ def parse(text: str) -> Asked:
         fields[name] = value.strip()
     if not colon:
         raise ValueError("expected KIND:STRENGTH[,cluster=NAME][,site=SITE], as noise:0.5 or scale:0.3,cluster=toxic")
+    if "_" in strength:  # 1_0 would be read as ten
+        raise ValueError("strength: expected a number")
     try:
         return Asked.model_validate(fields)
     except ValidationError as error:

@@ -1,8 +1,9 @@
 """Sequences that go through the model together, each under its own impairment: prefill, then a token a step from a KV cache.
 
-Rows are padded on the left, so that the new tokens of all are in one column. Sequences come and go between steps: the caches of
-new rows are joined to the running ones, and the rows of those that ended are taken out. No cache is shared by prompts: one that
-was filled under another impairment would leak it.
+Rows are padded on the left, so that the new tokens of all are in one column. Sequences come and go between steps: new ones go
+through the model in chunks of columns, between which the running ones get their tokens; then their caches are joined to the
+running ones. The rows of those that ended are taken out. No cache is shared by prompts: one that was filled under another
+impairment would leak it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +26,20 @@ from shapley.server.sequence import Running, Scored
 
 Clusters = Mapping[tuple[str, str], Cluster]  # by name and site
 _SCORED_ELEMENTS = 1 << 26  # logits that are held at once when a prompt is scored: 256 MiB in float32
+_CHUNK = 1024  # tokens of prompts that go through the model at a time: what running sequences wait for
+_LEAST_COLUMNS = 32
+
+
+@dataclass
+class _Entering:
+    """Prompts on their way through the model, ``at`` so many columns: ``[rows, columns]`` tokens, and which are none."""
+
+    rows: Sequence[Running]
+    ids: Tensor
+    valid: Tensor
+    positions: Tensor
+    cache: Any
+    at: int = 0
 
 
 class Batch:
@@ -39,24 +55,64 @@ class Batch:
         self.clusters = clusters
         self.rows: list[Running] = []
         self._cache: Any = None
+        self._entering: _Entering | None = None
         self._valid = torch.zeros(0, 0, dtype=torch.bool, device=lm.device)
         self._vocabulary = lm.model.get_output_embeddings().weight.shape[0]
         accepted = inspect.signature(lm.model.forward).parameters
         self._positions_given = "position_ids" in accepted
         self._head_can_be_short = "logits_to_keep" in accepted
 
-    def admit(self, rows: Sequence[Running]) -> None:
-        """Prefill new sequences: their prompts are scored if that is wanted, and each gets its first new token; those that have
-        not ended join the batch."""
-        cache, valid = self._prefill(rows)
-        going = [i for i, row in enumerate(rows) if row.reason is None]
+    @property
+    def entering(self) -> Sequence[Running]:
+        """Those whose prompts are on their way through the model."""
+        return self._entering.rows if self._entering else ()
+
+    def enter(self, rows: Sequence[Running]) -> None:
+        """Begin with the prompts of new sequences; nothing else may be entering."""
+        longest = max(len(row.ids) for row in rows)
+        ids = torch.tensor([[self.lm.pad_id] * (longest - len(row.ids)) + list(row.ids) for row in rows])
+        valid = torch.tensor([[False] * (longest - len(row.ids)) + [True] * len(row.ids) for row in rows])
+        ids, valid = ids.to(self.lm.device), valid.to(self.lm.device)
+        positions = (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+        self._entering = _Entering(rows, ids, valid, positions, DynamicCache())
+
+    def advance(self) -> None:
+        """A chunk of what is entering. Prompts are scored if that is wanted; with the last chunk each sequence gets its first
+        new token, and those that have not ended join the batch."""
+        new = self._entering
+        assert new is not None
+        end = min(new.at + _columns(len(new.rows)), new.ids.shape[1])
+        scoring = any(row.score_prompt for row in new.rows)
+        chunk = slice(new.at, end)
+        logits = self._forward(
+            new.rows, new.ids[:, chunk], new.valid[:, :end], new.positions[:, chunk], new.cache, short=not scoring
+        )
+        for row, own in zip(new.rows, logits, strict=True):
+            if row.score_prompt:
+                self._score(row, own, new.at - (new.ids.shape[1] - len(row.ids)))
+        new.at = end
+        if end == new.ids.shape[1]:
+            self._entering = None
+            self._join(new, logits[:, -1])
+
+    def leave(self) -> None:
+        """Give up what is entering."""
+        self._entering = None
+
+    def _join(self, new: _Entering, logits: Tensor) -> None:
+        asking = [row.max_new > 0 and row.reason is None for row in new.rows]
+        self._choose([row for row, asks in zip(new.rows, asking, strict=True) if asks], logits[asking])
+        for row in new.rows:
+            if row.max_new == 0 and row.reason is None:
+                row.end("length")
+        going = [i for i, row in enumerate(new.rows) if row.reason is None]
         if not going:
             return
-        cache, valid = _select(cache, valid, going)
+        cache, valid = _select(new.cache, new.valid, going)
         if self.rows:
             cache, valid = _joined(self._cache, self._valid, cache, valid)
         self._cache, self._valid = cache, valid
-        self.rows += [rows[i] for i in going]
+        self.rows += [new.rows[i] for i in going]
 
     def step(self) -> None:
         """A token for every sequence; those that end leave."""
@@ -68,7 +124,9 @@ class Batch:
         self.drop_ended()
 
     def drop_ended(self) -> None:
-        """Take out the rows of sequences that ended."""
+        """Take out the rows of sequences that ended; what is entering goes where all of it has."""
+        if all(row.reason is not None for row in self.entering):
+            self._entering = None
         going = [i for i, row in enumerate(self.rows) if row.reason is None]
         if len(going) == len(self.rows):
             return
@@ -78,30 +136,13 @@ class Batch:
         else:
             self._cache = None
 
-    def _prefill(self, rows: Sequence[Running]) -> tuple[Any, Tensor]:
-        longest = max(len(row.ids) for row in rows)
-        ids = torch.tensor([[self.lm.pad_id] * (longest - len(row.ids)) + list(row.ids) for row in rows])
-        valid = torch.tensor([[False] * (longest - len(row.ids)) + [True] * len(row.ids) for row in rows])
-        ids, valid = ids.to(self.lm.device), valid.to(self.lm.device)
-        positions = (valid.long().cumsum(dim=1) - 1).clamp(min=0)
-        cache = DynamicCache()
-        scoring = any(row.score_prompt for row in rows)
-        logits = self._forward(rows, ids, valid, positions, cache, short=not scoring)
-        for i, row in enumerate(rows):
-            if row.score_prompt:
-                row.prompt_scores = self._scores(row, logits[i, longest - len(row.ids) :])
-        self._choose([row for row in rows if row.max_new > 0], logits[[row.max_new > 0 for row in rows], -1])
-        for row in rows:
-            if row.max_new == 0:
-                row.end("length")
-        return cache, valid
-
     def prefill_fits(self, rows: Sequence[Running], memory: int) -> bool:
-        """Whether the activations of these prompts fit into so many bytes and, where prompts are scored, their logits."""
+        """Whether the activations of a chunk of these fit into so many bytes and, where prompts are scored, its logits."""
         sites, longest = self.lm.sites, max(len(row.ids) for row in rows)
+        columns = min(longest, _columns(len(rows)))
         heads = getattr(self.lm.model.config, "num_attention_heads", 16)
-        activations = 4 * longest * (6 * sites.d_mlp + 16 * sites.d_model + 2 * heads * longest)
-        scored = longest * self._vocabulary if any(row.score_prompt for row in rows) else 0
+        activations = 4 * columns * (6 * sites.d_mlp + 16 * sites.d_model + 2 * heads * longest)
+        scored = columns * self._vocabulary if any(row.score_prompt for row in rows) else 0
         return len(rows) * activations <= memory and len(rows) * scored <= _SCORED_ELEMENTS
 
     def cache_fits(self, rows: Sequence[Running], memory: int) -> bool:
@@ -167,10 +208,20 @@ class Batch:
             [scored] = _scored([row.sampler(own)], own[None], row.n_top)
             row.accept(scored)
 
-    def _scores(self, row: Running, logits: Tensor) -> list[Scored]:
-        """Of every token of a prompt, from its ``[tokens, vocabulary]`` logits."""
-        logprobs = torch.log_softmax(logits[:-1].float(), dim=-1)
-        return [Scored(row.ids[0], None), *_scored(row.ids[1:], logprobs, row.n_top)]
+    def _score(self, row: Running, logits: Tensor, start: int) -> None:
+        """More of a prompt's scores, from ``[columns, vocabulary]`` logits at ``start`` and on; before 0 is padding."""
+        logits, start = logits[max(0, -start) :], max(0, start)
+        if not len(logits):
+            return
+        if not row.prompt_scores:
+            row.prompt_scores = [Scored(row.ids[0], None)]
+        following = row.ids[start + 1 : start + 1 + len(logits)]
+        row.prompt_scores += _scored(following, torch.log_softmax(logits[: len(following)].float(), dim=-1), row.n_top)
+
+
+def _columns(n_rows: int) -> int:
+    """Of a chunk."""
+    return max(_LEAST_COLUMNS, _CHUNK // n_rows)
 
 
 def _scored(tokens: Sequence[int], logprobs: Tensor, n_top: int | None) -> list[Scored]:

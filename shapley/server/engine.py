@@ -8,7 +8,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from shapley.hf.load import LanguageModel
 from shapley.hf.scoring import default_memory
@@ -35,7 +34,7 @@ class Engine:
         memory: bytes for the activations of a prefill, and as many for the cache of what runs.
         failed: called with the error when the model raises; the sequences of that pass end with reason ``error``.
 
-    A prompt's prefill holds up the running ones for a step: prompts are taken in up to what fits into memory at a time.
+    Between steps of the running sequences a chunk of new prompts goes through the model: a long one does not hold up others.
     """
 
     def __init__(
@@ -53,12 +52,13 @@ class Engine:
         self._batch = Batch(lm, clusters)
         self._queue: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
         self._waiting: deque[Running] = deque()
+        self._alone: deque[Running] = deque()  # whose prompts failed in a batch, and are tried once more
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def load(self) -> Load:
-        return Load(len(self._batch.rows), len(self._waiting) + self._queue.qsize())
+        return Load(len(self._batch.rows) + len(self._batch.entering), len(self._waiting) + self._queue.qsize())
 
     def start(self) -> None:
         self._thread.start()
@@ -75,22 +75,34 @@ class Engine:
 
     def _run(self) -> None:
         while True:
-            self._take(wait=not self._batch.rows and not self._waiting)
+            self._take(wait=not self._every())
             if self._closing:
                 break
             self._drop_cancelled()
-            chosen = self._next()
-            alone = len(chosen) == 1
-            if chosen and not self._pass(partial(self._batch.admit, chosen), chosen if alone else []) and not alone:
-                for row in chosen:  # one of them may be at fault, and the others should not suffer
-                    if not row.new:
-                        self._pass(partial(self._batch.admit, [row]), [row])
-                    elif row.reason is None:
-                        row.end("error")
+            if not self._batch.entering and (chosen := self._next()):
+                self._batch.enter(chosen)
+            if self._batch.entering:
+                self._advance()
             if self._batch.rows:
                 self._pass(self._batch.step, list(self._batch.rows))
-        for row in [*self._batch.rows, *self._waiting]:
-            row.end("cancelled")
+        for row in self._every():
+            if row.reason is None:
+                row.end("cancelled")
+
+    def _every(self) -> list[Running]:
+        return [*self._batch.rows, *self._batch.entering, *self._alone, *self._waiting]
+
+    def _advance(self) -> None:
+        rows = self._batch.entering
+        if self._pass(self._batch.advance, rows if len(rows) == 1 else []):
+            return
+        self._batch.leave()
+        for row in rows:  # one of them may be at fault, and the others should not suffer: they go on one by one
+            if row.new and row.reason is None:
+                row.end("error")
+            elif row.reason is None:
+                row.prompt_scores = []
+                self._alone.append(row)
 
     def _take(self, wait: bool) -> None:
         """What was submitted, waiting for it if there is nothing else to do."""
@@ -106,15 +118,18 @@ class Engine:
             wait = False
 
     def _drop_cancelled(self) -> None:
-        for row in [*self._batch.rows, *self._waiting]:
-            if row.cancelled.is_set():
+        for row in self._every():
+            if row.cancelled.is_set() and row.reason is None:
                 row.end("cancelled")
+        self._alone = deque(row for row in self._alone if row.reason is None)
         self._waiting = deque(row for row in self._waiting if row.reason is None)
         self._batch.drop_ended()
 
     def _next(self) -> list[Running]:
         """Those that have waited longest, as many as fit: into the batch, and into memory, their prefill and their cache at its
         longest. One that is alone is always taken."""
+        if self._alone:
+            return [self._alone.popleft()]
         room = self.max_rows - len(self._batch.rows)
         chosen: list[Running] = []
         while self._waiting and len(chosen) < room:

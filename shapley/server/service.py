@@ -211,15 +211,12 @@ class Service:
         stream = TextStream(self.lm.tokenizer, options.pop("stop"))
         return Running(ids, stack, max_new, sampler, stream, ends=self.ends, **options)
 
-    async def admit(self, route: str, key: Key, asked: Asked | None, rows: list[Running], stack: Stack) -> Ticket:
-        """Let a request in: it is in the audit log, on the disk, before anything of it is run.
+    def take(self, key: Key, tokens: int) -> None:
+        """A request of so many tokens off what the key has left.
 
         Raises:
-            ApiError: 429 beyond the key's limits, 503 with too many waiting.
+            ApiError: 429 where it has not enough.
         """
-        tokens = sum(len(row.ids) + row.max_new for row in rows)
-        if self.engine.load.waiting + len(rows) > self.settings.max_waiting:
-            raise ApiError(503, "too many requests are waiting; try again", code="overloaded", retry_after=5)
         wait = self.limits.take(key, tokens)
         if wait == float("inf"):
             raise ApiError(
@@ -231,6 +228,17 @@ class Service:
             raise ApiError(
                 429, "too many requests or tokens a minute for this key", code="rate_limit_exceeded", retry_after=wait
             )
+
+    async def admit(self, route: str, key: Key, asked: Asked | None, rows: list[Running], stack: Stack) -> Ticket:
+        """Let a request in: it is in the audit log, on the disk, before anything of it is run.
+
+        Raises:
+            ApiError: 429 beyond the key's limits, 503 with too many waiting.
+        """
+        tokens = sum(len(row.ids) + row.max_new for row in rows)
+        if self.engine.load.waiting + len(rows) > self.settings.max_waiting:
+            raise ApiError(503, "too many requests are waiting; try again", code="overloaded", retry_after=5)
+        self.take(key, tokens)
         ticket = Ticket(f"{route}-{secrets.token_hex(12)}", route, key, stack, tokens, time.monotonic(), rows)
         prompts = {"prompts": [self.lm.tokenizer.decode(row.ids) for row in rows]} if self.settings.log_prompts else {}
         await asyncio.to_thread(
