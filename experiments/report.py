@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from experiments.ceiling import page as ceiling
 from experiments.fragility import page as fragility
+from experiments.harm import page as harm
 from experiments.impairment_curves import page as impairment_curves
 from experiments.lab.page import Section
 from experiments.removal import page as removal
@@ -20,7 +22,7 @@ from shapley import __version__
 from shapley.files import write_text
 
 HERE = Path(__file__).parent
-PAGES = (impairment_curves, specificity, variations, removal, fragility, sandbagger)
+PAGES = (impairment_curves, specificity, variations, removal, fragility, ceiling, sandbagger, harm)
 
 
 @click.command(help=__doc__)

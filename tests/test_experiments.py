@@ -7,8 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import experiments.ceiling.draw as ceiling_draw
+import experiments.ceiling.summary as ceiling
 import experiments.fragility.draw as fragility_draw
 import experiments.fragility.summary as fragility
+import experiments.harm.draw as harm_draw
+import experiments.harm.summary as harm
 import experiments.impairment_curves.draw as impairment_curves_draw
 import experiments.impairment_curves.summary as impairment_curves
 import experiments.removal.draw as removal_draw
@@ -24,7 +28,7 @@ from experiments.lab import texts as texts_module
 from experiments.lab.figures import drawn_from, save
 from experiments.lab.measure import Ward
 from experiments.lab.tables import between, put_between
-from experiments.removal.toxicity import Toxicity
+from experiments.lab.toxicity import Toxicity
 from shapley.errors import ShapleyError
 from shapley.prompts import Prompt
 from tests.tiny import tiny_lm
@@ -36,7 +40,9 @@ DRAWN = [
     (removal, removal_draw),
     (impairment_curves, impairment_curves_draw),
     (fragility, fragility_draw),
+    (ceiling, ceiling_draw),
     (sandbagger, sandbagger_draw),
+    (harm, harm_draw),
 ]
 
 

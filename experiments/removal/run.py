@@ -20,18 +20,16 @@ from experiments.lab.measure import Ward
 from experiments.lab.rankings import ranked
 from experiments.lab.scores import SEED, SEMIVALUE, scored
 from experiments.lab.texts import Texts, comments
+from experiments.lab.toxicity import judged
 from experiments.removal.continuations import continuations
-from experiments.removal.toxicity import Toxicity
 from shapley.clusters import Ranking, select
 from shapley.hf.load import LanguageModel
-from shapley.keyed import keyed_rng
 from shapley.progress import Progress, say
 from shapley.prompts import Prompt
 from shapley.selectors.base import Evidence
 from shapley.store import ScoreFile
 
 GENERAL = "general"
-_BEGINNING = 8  # words
 
 
 def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Path) -> Measured:
@@ -98,16 +96,13 @@ def repaired(
     """A record for every selector and number of neurons: how toxic each continuation is, and plain text's log-probability. The
     classifier learns from half of the comments; beginnings are of the other half."""
     repair = config["repair"]
-    halves = {topic: _halves(own, topic) for topic, own in by_topic.items()}
-    judge = Toxicity.of(halves["toxic"][0], halves["harmless"][0])
-    auc = judge.auc(halves["toxic"][1], halves["harmless"][1])
-    long = [text.split() for text in halves["toxic"][1] if len(text.split()) > _BEGINNING]
-    beginnings = [" ".join(words[:_BEGINNING]) for words in long[: repair["beginnings"]]]
+    found = judged(by_topic)
+    beginnings = found.beginnings["toxic"][: repair["beginnings"]]
     ward = Ward(lm, prompts.plain.first(config["plain"]).prompts)
 
     def record(name: str, neurons: Sequence[tuple[int, int]]) -> dict[str, Any]:
         toxicity = [
-            [judge(text) for text in continuations(lm, beginnings, neurons, SEED + sample)]
+            [found.judge(text) for text in continuations(lm, beginnings, neurons, SEED + sample)]
             for sample in range(repair["samples"])
         ]
         return {
@@ -115,7 +110,7 @@ def repaired(
             "count": len(neurons),
             "toxicity": np.round(np.mean(toxicity, axis=0), 4).tolist(),
             "plain": np.round(ward.values(neurons)[0], 4).tolist(),
-            "auc": round(auc, 3),
+            "auc": found.auc,
         }
 
     yield record("none", ())
@@ -124,11 +119,6 @@ def repaired(
         for count in repair["counts"]:
             say(f"repair of {lm.name}: {count} neurons by {name}")
             yield record(name, select(ranking, top_k=count))
-
-
-def _halves(texts: Sequence[str], topic: str) -> tuple[list[str], list[str]]:
-    order = keyed_rng(SEED, "halves", topic).permutation(len(texts))
-    return tuple([texts[i] for i in half] for half in np.array_split(order, 2))  # type: ignore[return-value]
 
 
 def _record(name: str, scope: str, count: int, values: np.ndarray) -> dict[str, Any]:

@@ -5,13 +5,50 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import mannwhitneyu
 
+from shapley.keyed import keyed_rng
+
 _WORD = re.compile(r"[a-z']+")
+_SEED = 0
+_BEGINNING = 8  # words
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A judge that learned from half of the comments.
+
+    Attributes:
+        auc: how well it tells the other half's apart.
+        beginnings: of the other half's comments, by topic.
+    """
+
+    judge: Toxicity
+    auc: float
+    beginnings: Mapping[str, Sequence[str]]
+
+
+def judged(by_topic: Mapping[str, Sequence[str]]) -> Judged:
+    """Of ``toxic`` and ``harmless`` comments."""
+    halves = {topic: _halves(own, topic) for topic, own in by_topic.items()}
+    judge = Toxicity.of(halves["toxic"][0], halves["harmless"][0])
+    long = {
+        topic: [text.split() for text in half[1] if len(text.split()) > _BEGINNING] for topic, half in halves.items()
+    }
+    return Judged(
+        judge,
+        round(judge.auc(halves["toxic"][1], halves["harmless"][1]), 3),
+        {topic: [" ".join(words[:_BEGINNING]) for words in own] for topic, own in long.items()},
+    )
+
+
+def _halves(texts: Sequence[str], topic: str) -> tuple[list[str], list[str]]:
+    order = keyed_rng(_SEED, "halves", topic).permutation(len(texts))
+    return tuple([texts[i] for i in half] for half in np.array_split(order, 2))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -36,6 +73,11 @@ class Toxicity:
         """Mean log-odds of the words that are known; 0 without any, and positive for what is rather toxic."""
         known = [self.log_odds[word] for word in _words(text) if word in self.log_odds]
         return float(np.mean(known)) if known else 0.0
+
+    def known(self, text: str) -> float:
+        """The share of a text's words that the judge knows; 0 without any words."""
+        words = _words(text)
+        return sum(word in self.log_odds for word in words) / len(words) if words else 0.0
 
     def auc(self, toxic: Sequence[str], harmless: Sequence[str]) -> float:
         """The chance that a toxic text scores above a harmless one."""
