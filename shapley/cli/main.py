@@ -22,6 +22,7 @@ _COMMANDS = {
     "sweep": "shapley.cli.sweep",
     "compare": "shapley.cli.compare",
     "report": "shapley.cli.report",
+    "neurons": "shapley.cli.neurons",
     "assess": "shapley.cli.assess",
     "submit": "shapley.cli.submit",
     "prepare": "shapley.cli.jobs",

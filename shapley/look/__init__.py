@@ -1,0 +1,1 @@
+"""Looking at players: what they are active on, what they write, and how far simple rules predict them."""

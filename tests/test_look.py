@@ -1,0 +1,276 @@
+"""Looking at players: what is shown of them against plain computations, and the page in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from shapley.cli.main import cli
+from shapley.errors import ShapleyError
+from shapley.hf.hooks import observe
+from shapley.hf.load import describe
+from shapley.hf.sites import write_weights
+from shapley.look import seen as seen_module
+from shapley.look.cards import parse_players, record
+from shapley.look.page import page
+from shapley.look.rules import rules
+from shapley.look.seen import Passages, Seen, cut, observed
+from shapley.look.writes import directions, nearest, token_effects
+from tests.tiny import tiny_lm
+
+PLAYERS = [(2, 5), (0, 3), (2, 1)]
+CORPUS = {
+    "sport": ["the player won the race", "a race the player lost", "player player race", "the race"],
+    "music": ["the band sold a song", "a song won the band", "song band"],
+}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(autouse=True)
+def _exact(monkeypatch):
+    monkeypatch.setattr(seen_module, "fast_dtype", lambda device: torch.float32)
+
+
+def passages(lm, most_tokens=8):
+    return cut(CORPUS, lm.tokenizer, most_tokens)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma3_text", "bloom"])
+def test_activations_are_those_of_each_passage_alone(family):
+    lm = tiny_lm(family)
+    own = passages(lm)
+    seen = observed(lm, PLAYERS, own)
+    for number, ids in enumerate(own.ids):
+        with torch.no_grad(), observe(lm.sites, "mlp_hidden") as layers:
+            lm.model(input_ids=torch.tensor([ids]))
+        wanted = [layers[layer].view(len(ids), -1)[:, column].numpy() for layer, column in PLAYERS]
+        found = seen.activation[seen.passage == number]
+        assert np.isnan(found[0]).all()
+        np.testing.assert_allclose(found[1:], np.stack(wanted, axis=1)[1:], atol=1e-5)
+
+
+def test_batches_may_be_of_one_passage():
+    lm = tiny_lm("llama")
+    own = passages(lm)
+    np.testing.assert_allclose(
+        observed(lm, PLAYERS, own, memory=1).activation, observed(lm, PLAYERS, own).activation, atol=1e-5
+    )
+
+
+def test_passages_are_cut_and_drawn():
+    lm = tiny_lm("llama")
+    own = cut(CORPUS, lm.tokenizer, 2)
+    assert {len(ids) for ids in own.ids} == {2} and len(own.ids) == 7 and own.names == ["music", "sport"]
+    assert len(cut(CORPUS, lm.tokenizer, 8, 3).ids) == 3
+    with pytest.raises(ShapleyError, match="no passage"):
+        cut({"a": ["race"]}, lm.tokenizer, 8)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_token_effects_are_those_of_the_weights(family):
+    lm = deepcopy(tiny_lm(family))
+    with torch.no_grad():
+        for parameter in lm.model.parameters():  # norms that do something
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    written = torch.stack([write_weights(lm.sites.blocks[layer])[column] for layer, column in PLAYERS]).detach()
+    if family == "gemma3_text":
+        gains = torch.stack([lm.model.model.layers[layer].post_feedforward_layernorm.weight for layer, _ in PLAYERS])
+        written = written * (1 + gains)
+    torch.testing.assert_close(directions(lm, PLAYERS), written, atol=1e-4, rtol=1e-3)
+    if family == "gpt2":
+        through = (written - written.mean(dim=1, keepdim=True)) * lm.model.transformer.ln_f.weight
+    else:
+        gain = lm.model.model.norm.weight
+        through = written * (1 + gain if family == "gemma3_text" else gain)
+    effects = through @ lm.model.get_output_embeddings().weight.T
+    wanted = (effects - effects.mean(dim=1, keepdim=True)) / effects.std(dim=1, keepdim=True)
+    torch.testing.assert_close(token_effects(lm, written), wanted.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_nearest_are_those_that_write_alike():
+    lm = deepcopy(tiny_lm("llama"))
+    with torch.no_grad():
+        own = write_weights(lm.sites.blocks[2])[5].clone()
+        write_weights(lm.sites.blocks[0])[7] = 3 * own
+        write_weights(lm.sites.blocks[1])[9] = -own
+    [found] = nearest(lm, [(2, 5)], directions(lm, [(2, 5)]), 3)
+    assert dict(found[:2]) == pytest.approx({(0, 7): 1, (1, 9): -1}) and abs(found[2][1]) < 0.99
+    assert all(player != (2, 5) for player, _ in found)
+
+
+# The interpretability score
+
+
+def made(units, n=400, length=9, seed=0):
+    """Passages of random tokens, and units that are functions of (token, previous, topic, rng)."""
+    rng = np.random.default_rng(seed)
+    ids = tuple(tuple(int(token) for token in rng.integers(0, 20, length)) for _ in range(n))
+    topics = tuple(("a", "b")[i % 2] for i in range(n))
+    tokens = np.concatenate([np.array(own) for own in ids])
+    previous = np.concatenate([[0], tokens[:-1]])
+    topic = np.repeat([name == "b" for name in topics], length)
+    activation = np.stack([unit(tokens, previous, topic, rng) for unit in units], axis=1).astype(np.float32)
+    activation[::length] = np.nan
+    return Seen(Passages(ids, topics), tokens, np.repeat(np.arange(n), length), activation)
+
+
+def test_simple_units_score_high_and_noise_scores_nothing():
+    found = rules(
+        made(
+            [
+                lambda token, previous, topic, rng: 2.0 * (token == 3) + 1.0 * (token == 7),
+                lambda token, previous, topic, rng: 1.0 * (previous == 4),
+                lambda token, previous, topic, rng: 1.0 * topic,
+                lambda token, previous, topic, rng: 1.0 * (token == 3) + (previous == 4) - topic,
+                lambda token, previous, topic, rng: rng.standard_normal(len(token)),
+                lambda token, previous, topic, rng: 1.0 * ((token == 3) & (previous == 4)),
+                lambda token, previous, topic, rng: np.ones(len(token)),
+            ]
+        )
+    )
+    token, previous, topic, all_three, noise, both, constant = found
+    assert token.explained.estimate > 0.98 and token.parts["token"] > 0.98 and abs(token.parts["topic"]) < 0.01
+    assert [number for number, _ in token.tokens[:2]] == [3, 7] and token.tokens[0][1] == pytest.approx(1.8, abs=0.2)
+    assert previous.explained.estimate > 0.98 and previous.parts["previous"] > 0.98 > 0.1 > previous.parts["token"]
+    assert topic.explained.estimate > 0.98 and topic.parts["topic"] > 0.98
+    assert all_three.explained.estimate > 0.98 and max(all_three.parts.values()) < 0.9
+    assert (
+        -0.1 < noise.explained.estimate < 0.02
+        and noise.explained.low <= noise.explained.estimate <= noise.explained.high
+    )
+    assert both.explained.estimate < 0.5  # a conjunction is no sum
+    assert np.isnan(constant.explained.estimate)
+
+
+def test_the_score_is_of_held_out_passages():
+    """Every token is seen once or twice: what was learned of it is noise."""
+    rng = np.random.default_rng(1)
+    ids = tuple(tuple(int(token) for token in rng.permutation(5000)[:8]) for _ in range(60))
+    tokens = np.concatenate([np.array(own) for own in ids])
+    activation = rng.standard_normal((len(tokens), 1)).astype(np.float32)
+    [found] = rules(Seen(Passages(ids, ("a",) * 60), tokens, np.repeat(np.arange(60), 8), activation))
+    assert found.explained.estimate < 0.02
+
+
+# The record and the page
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_lm("llama")
+
+
+@pytest.fixture(scope="module")
+def found(lm):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seen_module, "fast_dtype", lambda device: torch.float32)
+        return record(lm, PLAYERS, passages(lm))
+
+
+def test_record_of_players(lm, found):
+    assert [(card["layer"], card["neuron"]) for card in found["players"]] == PLAYERS
+    assert found["model"] == describe(lm) and found["text"]["passages"] == 7 and found["scores"] is None
+    seen = observed(lm, PLAYERS, passages(lm))
+    for i, card in enumerate(found["players"]):
+        highest = [example for example in card["examples"] if example["why"] == "highest"]
+        largest = [max(x for x in example["activation"] if x is not None) for example in highest]
+        assert largest == sorted(largest, reverse=True) and len(largest) == 7
+        assert largest[0] == pytest.approx(np.nanmax(seen.activation[:, i]), rel=1e-2)
+        lowest = next(example for example in card["examples"] if example["why"] == "lowest")
+        least = min(x for x in lowest["activation"] if x is not None)
+        assert least == pytest.approx(np.nanmin(seen.activation[:, i]), rel=1e-2)
+        assert all(sum(shares) == pytest.approx(1, abs=0.02) for shares in card["histogram"]["shares"].values())
+        assert len(card["promoted"]) == 10 and card["promoted"][0][1] > 0 > card["suppressed"][0][1]
+    json.dumps(found, allow_nan=False)
+
+
+def test_nothing_in_a_passage_ends_the_script(found):
+    hostile = json.loads(json.dumps(found))
+    hostile["players"][0]["examples"][0]["tokens"][0] = "</script><script>alert(1)</script><!--"
+    text = page(hostile, "<b>title</b>")
+    assert "<script>alert" not in text and "&lt;b&gt;title" in text and text.count("</script>") == 2
+    data = re.search(r'id="data">(.*?)</script>', text, re.S).group(1)
+    assert json.loads(data) == hostile
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_page_searches_and_sorts_in_a_browser(found, tmp_path):
+    own = json.loads(json.dumps(found))
+    own["scores"] = {"file": "s.h5", "topics": ["sport"]}
+    for card, score in zip(own["players"], (0.1, 0.3, None), strict=True):
+        card["scores"] = {"sport": [score, 0.01]}
+    own["players"][1]["promoted"][0][0] = " zebra"
+    own["players"][1]["examples"][0]["tokens"][0] = "<img src=x onerror=document.title='broken'>"
+    (tmp_path / "page.html").write_text(page(own, "three"), encoding="utf-8")
+
+    def opened(state):
+        command = [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+            "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}/profile",
+            "--virtual-time-budget=2000", "--dump-dom", f"{(tmp_path / 'page.html').as_uri()}#{state}",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert "<title>three</title>" in done.stdout
+        return re.findall(r'class="card" id="p(\d+:\d+)"', done.stdout), done.stdout
+
+    assert opened("")[0] == ["2:5", "0:3", "2:1"]
+    assert opened("sort=score0")[0] == ["0:3", "2:5", "2:1"]
+    assert opened("sort=layer")[0] == ["0:3", "2:1", "2:5"]
+    shown, dom = opened("q=ZEBRA&sort=layer")
+    assert shown == ["0:3"] and "1 of 3 neurons" in dom and "<svg" in dom and "rgba(0, 114, 178" in dom
+    assert opened("q=2:")[0] == ["2:5", "2:1"] and opened("q=nosuchword")[0] == []
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--players", "0:1"], "nothing to write"),
+        (["--players", "0:1", "--out", "page.txt"], "ends in .html"),
+        (["--out", "page.html"], "no neurons given"),
+        (["--players", "0:1", "--cluster", "c.json", "--json"], "--cluster and --players given"),
+        (["--players", "0:1", "--top-k", "3", "--json"], "go with --topic"),
+        (["--topic", "sport", "--json"], "is of a score file"),
+        (["--players", "0-1", "--json"], "expected LAYER:NEURON"),
+        (["--players", "0:1,0:1", "--json"], "named twice"),
+        (["--players", "0:1", "--json", "--corpus", "nowhere.csv"], "no corpus at nowhere.csv"),
+        (["nowhere.h5", "--topic", "a", "--json"], "nowhere.h5"),
+        (["--cluster", "nowhere.json", "--json"], "no cluster file"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_loaded(arguments, said, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, ["neurons", "--model", "nosuchmodel", *arguments])
+    assert isinstance(result.exception, ShapleyError) and said in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_players_that_are_not_there(lm):
+    with pytest.raises(ShapleyError, match=r"9:0 is not in .* 3 layers"):
+        observed(lm, [(9, 0)], passages(lm))
+    assert parse_players("3:120, 17:4") == [(3, 120), (17, 4)]
+
+
+def test_command(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("shapley.hf.load.load_model", lambda name, **options: lm)
+    (tmp_path / "text.csv").write_text(
+        "topic,text\n" + "".join(f"{topic},{text}\n" for topic, texts in CORPUS.items() for text in texts)
+    )
+    out = tmp_path / "page.html"
+    arguments = ["neurons", "--model", "tiny", "--players", "2:5,0:3", "--corpus", str(tmp_path / "text.csv")]
+    result = CliRunner().invoke(cli, [*arguments, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.exception
+    printed = json.loads(result.stdout)
+    assert [card["layer"] for card in printed["players"]] == [2, 0] and "2 neurons of" in out.read_text()
+    again = CliRunner().invoke(cli, [*arguments, "--out", str(out)])
+    assert "--overwrite" in str(again.exception)
