@@ -409,6 +409,14 @@ class TestCommand:
         code, _, err = shapley(*words, "--chance", "next=0.02", "--resume", "--noise-seed", 1)
         assert code == 2 and "cannot resume" in err
 
+    def test_a_scaling_that_a_norm_undoes_is_refused(self, shapley, words, tmp_path):
+        normed = tmp_path / "normed"
+        tiny_model("gemma3_text").save_pretrained(normed)
+        word_tokenizer().save_pretrained(normed)
+        scaled = ("--impairment", "scale", "--strength", "0.5,1", "--chance", "next=0")
+        code, _, err = shapley("compare", normed, words[1], *words[3:], *scaled)
+        assert code == 2 and "undoes a scaling of all neurons alike: compare with --site mlp_out" in err
+
     def test_a_model_and_itself_are_not(self, shapley, words, at_ceiling, tmp_path):
         firm = at_ceiling[0]
         code, text, err = shapley(

@@ -27,8 +27,8 @@ def section(results: Results, name: str) -> Section:
         (
             Picture(
                 HERE / "figures" / f"{name}-curves.png",
-                "Share of the accuracy above the floor that is left, with 95% intervals over prompts; everything at the "
-                "neurons impaired.",
+                "Share of the accuracy above the floor that is left, with 95% intervals over prompts. Impaired is everything: "
+                "by noise at the neurons, by scaling behind the MLP (a norm after Gemma's would undo it before).",
             ),
         ),
         (models_table(results), pairs_table(results)),

@@ -34,6 +34,7 @@ from shapley.prompts import Prompt, write_prompts
 
 HERE = Path(__file__).parent
 KEYWORDS = "keywords"  # of all topics, as a task
+SITES = {"noise": "mlp_hidden", "scale": "mlp_out"}  # a norm after Gemma's MLP would undo a scaling of all neurons
 
 
 @click.command(help=__doc__)
@@ -95,14 +96,16 @@ def compared(items: Mapping[str, Sequence[Prompt]], config: Mapping[str, Any]) -
     every = [prompt for own in items.values() for prompt in own]
     for kind, strengths in config["kinds"].items():
         key = digest(
-            json.dumps([kind, strengths, config["seeds"]]).encode(), *(prompt.key.encode() for prompt in every)
+            json.dumps([kind, SITES[kind], strengths, config["seeds"]]).encode(),
+            *(prompt.key.encode() for prompt in every),
         )
         folder = cache_directory("experiments", "ceiling", key[:12])
         prompts = folder / "prompts.jsonl"
         write_prompts(prompts, every)
         command = [
             sys.executable, "-m", "shapley", "compare", *map(models.source, models.MODELS), "--prompts", str(prompts),
-            "--impairment", kind, "--strength", ",".join(map(str, strengths)), "--seeds", str(config["seeds"]),
+            "--impairment", kind, "--site", SITES[kind], "--strength", ",".join(map(str, strengths)),
+            "--seeds", str(config["seeds"]),
             "--out", str(folder / "compared"), "--resume", "--json",
         ]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

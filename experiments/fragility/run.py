@@ -18,6 +18,7 @@ from experiments.fragility.abilities import Item
 from experiments.fragility.choose import choose
 from experiments.fragility.measure import performances
 from experiments.lab.commands import Measured, run_command
+from experiments.lab.measure import gain_site
 from experiments.lab.texts import Texts
 from shapley.files import digest
 from shapley.hf.load import LanguageModel
@@ -33,7 +34,7 @@ def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Pat
     """All of it."""
     items, abilities = choose(lm, prompts, config)
     head = {"vocabulary": lm.model.get_output_embeddings().weight.shape[0], **facts(items, abilities)}
-    return Measured(list(measure(lm, items, config)), head)
+    return Measured(list(measure(lm, items, config)), head | {"scaled_at": gain_site(lm)})
 
 
 def facts(items: Sequence[Item], abilities: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def _measured(
     ends = performances(lm, items, Impairment("scale", seed=SEED), [0.0, 1.0])
     yield from zip((UNTOUCHED, FLOOR), (0.0, 1.0), ends, strict=True)
     for kind, strengths in config["strengths"].items():
-        impairment = Impairment(kind, unit="sd" if kind in NOISE_KINDS else "absolute", seed=SEED)
+        site = gain_site(lm) if kind == "scale" else Impairment().site
+        impairment = Impairment(kind, site=site, unit="sd" if kind in NOISE_KINDS else "absolute", seed=SEED)
         found = performances(lm, items, impairment, strengths, config["draws"])
         yield from zip([kind] * len(strengths), strengths, found, strict=True)
 

@@ -15,7 +15,7 @@ from shapley.hf.load import LanguageModel
 from shapley.hf.scoring import RowPlan, RowScorer
 from shapley.impairment import Impairment
 from shapley.prompts import Prompt
-from shapley.types import BoolArray, FloatArray
+from shapley.types import BoolArray, FloatArray, Site
 
 METRICS = ("logprob", "accuracy")
 
@@ -24,6 +24,12 @@ def memory_for(lm: LanguageModel) -> int | None:
     """Bytes for activations: on a CPU batches of some ten rows, as in larger ones short prompts are padded to plain text's
     length; on a GPU what is chosen by default."""
     return 80 << 20 if lm.device.type == "cpu" else None
+
+
+def gain_site(lm: LanguageModel) -> Site:
+    """Where scaling everything does something: at the neurons, or behind the norm after the MLP, which would undo that. Without
+    such a norm both are the same."""
+    return "mlp_out" if lm.sites.undoes_gain else "mlp_hidden"
 
 
 def answered(lm: LanguageModel, prompts: Sequence[Prompt]) -> BoolArray:

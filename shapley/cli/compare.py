@@ -215,6 +215,12 @@ def _measure(wanted: _Wanted, model: str, name: str) -> tuple[Sweep, Sweep | Non
         trust_remote_code=wanted.trust_remote_code,
     )
 
+    if wanted.impairment.kind == "scale" and wanted.impairment.site == "mlp_hidden" and lm.sites.undoes_gain:
+        raise ShapleyError(
+            f"{model} has a norm after the MLP, which undoes a scaling of all neurons alike: compare with --site mlp_out, "
+            "which is the same in models that have none"
+        )
+
     def swept(impairment: Impairment, strengths: FloatArray, path: Path) -> Sweep:
         _make(path.parent)
         return sweep(

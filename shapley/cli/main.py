@@ -19,6 +19,7 @@ _COMMANDS = {
     "cluster": "shapley.cli.cluster",
     "selectors": "shapley.cli.cluster",
     "merge": "shapley.cli.query",
+    "basis": "shapley.cli.basis",
     "sweep": "shapley.cli.sweep",
     "compare": "shapley.cli.compare",
     "report": "shapley.cli.report",

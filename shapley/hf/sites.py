@@ -103,6 +103,11 @@ class ModelSites:
     def n_layers(self) -> int:
         return len(self.blocks)
 
+    @property
+    def undoes_gain(self) -> bool:
+        """Whether a norm follows the down-projection: it divides a gain that all neurons have in common out again."""
+        return "norm" in self.family.exit
+
     def width(self, site: Site) -> int:
         """Number of columns of a site."""
         return self.d_mlp if site == "mlp_hidden" else self.d_model

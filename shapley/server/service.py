@@ -360,7 +360,7 @@ def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[Part], part: Part
 def _undone(lm: LanguageModel, asked: Asked) -> bool:
     """Whether a norm follows that divides a common gain out again."""
     common = asked.kind in ("scale", "zero") and asked.strength < 1 and asked.cluster is None
-    return common and asked.site == "mlp_hidden" and "norm" in lm.sites.family.exit
+    return common and asked.site == "mlp_hidden" and lm.sites.undoes_gain
 
 
 def _end_tokens(lm: LanguageModel) -> frozenset[int]:
