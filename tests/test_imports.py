@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "shapley"
 LAYERS = (
     ("shapley.cli", "shapley.__main__"),
     ("shapley.assess", "shapley.demo", "shapley.jobs", "shapley.server"),
-    ("shapley.report", "shapley.sweeps"),
+    ("shapley.look", "shapley.report", "shapley.sweeps"),
     ("shapley.compare_report", "shapley.plots", "shapley.runs"),
     (
         "shapley.compare",
@@ -27,6 +27,7 @@ LAYERS = (
         "shapley.outcome",
         "shapley.selectors",
         "shapley.shape",
+        "shapley.sparse",
         "shapley.sweep_design",
         "shapley.workers",
     ),

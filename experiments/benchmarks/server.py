@@ -108,10 +108,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "shapley", "serve", options.model, "--name", "served", "--open", "--state", folder,
                    "--port", str(port), "--requests-per-minute", "1000000", "--tokens-per-minute", "1000000000"]  # fmt: skip
-        server = subprocess.Popen(command, env=os.environ)
         lm = load_model(options.model)
+        started = time.monotonic()
+        server = subprocess.Popen(command, env=os.environ)
         try:
             _wait(port, server)
+            print(f"the server answers {time.monotonic() - started:.1f} s after its start")
             asyncio.run(load(port, len(IMPAIRMENTS), 1, options.max_new))  # statistics and buffers
             measured = [
                 (
