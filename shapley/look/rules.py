@@ -19,7 +19,7 @@ import numpy as np
 
 from shapley.keyed import keyed_rng
 from shapley.look.seen import Seen
-from shapley.shape import Interval
+from shapley.shape import Interval, percentiles, resampled_means
 from shapley.types import BoolArray, FloatArray, IntArray
 
 PARTS = ("token", "previous", "topic")
@@ -58,10 +58,11 @@ def rules(seen: Seen, seed: int = 0, n_tokens: int = 6) -> list[Rule]:
     together = sum(effect[label[held_out]] for effect, label in zip(effects, labels, strict=True))
     total = _by_passage(residual**2, seen.passage[held_out], len(halves))
     left = _by_passage((residual - together) ** 2, seen.passage[held_out], len(halves))
+    explained = _shares(total, left, seed)
     counts = np.bincount(labels[0][fitted], minlength=_size(labels[0]))
     return [
         Rule(
-            _share(total[:, i], left[:, i], seed),
+            explained[i],
             {name: _explained(residual[:, i], part[:, i]) for name, part in zip(PARTS, alone, strict=True)},
             _strongest(effects[0][:, i], counts, n_tokens),
         )
@@ -112,14 +113,14 @@ def _explained(residual: FloatArray, predicted: FloatArray) -> float:
     return 1 - float(((residual - predicted) ** 2).sum()) / total if total > 0 else float("nan")
 
 
-def _share(total: FloatArray, left: FloatArray, seed: int) -> Interval:
-    """1 - left / total, resampling passages."""
-    if not total.sum() > 0:  # a unit that never moves
-        return Interval(float("nan"), float("nan"), float("nan"))
-    drawn = keyed_rng(seed, "bootstrap").multinomial(len(total), np.full(len(total), 1 / len(total)), _BOOTSTRAPS)
-    shares = 1 - (drawn @ left) / np.maximum(drawn @ total, np.finfo(float).tiny)
-    low, high = np.percentile(shares, [2.5, 97.5])
-    return Interval(1 - float(left.sum() / total.sum()), float(low), float(high))
+def _shares(total: FloatArray, left: FloatArray, seed: int) -> list[Interval]:
+    """1 - left / total of each unit, from sums ``[passages, units]``, resampling passages; NaN of a unit that never moves."""
+    units = total.shape[1]
+    means = resampled_means(np.concatenate([total, left], axis=1).T, _BOOTSTRAPS, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = 1 - means[:, units:] / means[:, :units]
+        estimates = 1 - left.sum(axis=0) / total.sum(axis=0)
+    return [percentiles(float(estimate), own) for estimate, own in zip(estimates, drawn.T, strict=True)]
 
 
 def _strongest(effect: FloatArray, counts: IntArray, n: int) -> tuple[tuple[int, float], ...]:
