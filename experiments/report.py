@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from experiments.bases import page as bases
 from experiments.ceiling import page as ceiling
 from experiments.fragility import page as fragility
 from experiments.harm import page as harm
@@ -16,13 +17,14 @@ from experiments.impairment_curves import page as impairment_curves
 from experiments.lab.page import Section
 from experiments.removal import page as removal
 from experiments.sandbagger import page as sandbagger
+from experiments.sparse import page as sparse
 from experiments.specificity import page as specificity
 from experiments.variations import page as variations
 from shapley import __version__
 from shapley.files import write_text
 
 HERE = Path(__file__).parent
-PAGES = (impairment_curves, specificity, variations, removal, fragility, ceiling, sandbagger, harm)
+PAGES = (impairment_curves, specificity, variations, removal, fragility, ceiling, sandbagger, harm, bases, sparse)
 
 
 @click.command(help=__doc__)

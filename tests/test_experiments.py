@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import experiments.bases.draw as bases_draw
+import experiments.bases.summary as bases
 import experiments.ceiling.draw as ceiling_draw
 import experiments.ceiling.summary as ceiling
 import experiments.fragility.draw as fragility_draw
@@ -19,6 +21,8 @@ import experiments.removal.draw as removal_draw
 import experiments.removal.summary as removal
 import experiments.sandbagger.draw as sandbagger_draw
 import experiments.sandbagger.summary as sandbagger
+import experiments.sparse.draw as sparse_draw
+import experiments.sparse.summary as sparse
 import experiments.specificity.draw as specificity_draw
 import experiments.specificity.summary as specificity
 import experiments.variations.draw as variations_draw
@@ -43,6 +47,8 @@ DRAWN = [
     (ceiling, ceiling_draw),
     (sandbagger, sandbagger_draw),
     (harm, harm_draw),
+    (bases, bases_draw),
+    (sparse, sparse_draw),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,10 @@ def test_every_public_name_is_there():
         assert getattr(shapley, name) is not None
     with pytest.raises(AttributeError, match="no attribute"):
         shapley.nothing  # noqa: B018
+
+
+def test_every_package_is_in_the_wheel():
+    settings = configparser.ConfigParser()
+    settings.read(PACKAGE.parent / "setup.cfg")
+    found = {module_of(path) for path in PACKAGE.rglob("__init__.py")}
+    assert found == set(settings["options"]["packages"].split()) - {"neuron_shapley_data"}

@@ -39,9 +39,12 @@ def export(model: str, kind: str, strength: float, site: str, cluster: Path | No
     if not out.parent.is_dir():
         raise ShapleyError(f"no folder {out.parent} to put {out.name} into: make it first")
     from shapley.footprint import footprint
+    from shapley.hf.bases import split_name
     from shapley.hf.fold import fold
     from shapley.hf.load import describe, load_model
 
+    if split_name(model)[1] is not None:
+        raise ShapleyError(f"{model} has a basis, which other engines would not know: export the model without one")
     lm = load_model(model, device="cpu", dtype=dtype)
     before = describe(lm)
     impairment = Impairment(kind, strength, site)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def _model_options(required: bool) -> Callable[[F], F]:
                 callback=_with_basis,
                 expose_value=False,
                 metavar="NAME",
-                help="Directions in place of neurons: identity, random[:SEED], pca, or a safetensors FILE.",
+                help="Directions in place of neurons: identity, random[:SEED], pca, a safetensors FILE; or residual:NAME.",
             ),
             click.option("--memory", default=None, help="Memory for activations, as 2GiB or 500MiB. [default: chosen]"),
             click.option("--trust-remote-code", is_flag=True, help="Allow the model repository's own code to run."),
@@ -61,7 +61,8 @@ def _with_basis(context: click.Context, option: click.Parameter, basis: str | No
     name = f"{context.params['model']}@{basis}"
     if split_name(name)[1] is None:
         raise ShapleyError(
-            f"--basis {basis!r}: expected identity, random[:SEED], pca or a file that ends in .safetensors"
+            f"--basis {basis!r}: expected identity, random[:SEED], pca or a file that ends in .safetensors; or residual: and "
+            "one of these"
         )
     context.params["model"] = name
 

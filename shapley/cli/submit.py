@@ -71,13 +71,14 @@ def sweep(**options: Any) -> None:
 
 def _from_anywhere(model: str) -> str:
     """A model's name for jobs, which run in a folder of their own."""
-    from shapley.hf.bases import split_name
+    from shapley.hf.bases import RESIDUAL, split_name
 
     name, basis = split_name(model)
     name = str(Path(name).absolute()) if Path(name).is_dir() else name
     if basis is None:
         return name
-    return f"{name}@{Path(basis).absolute() if Path(basis).is_file() else basis}"
+    stream, own = (RESIDUAL, basis.removeprefix(RESIDUAL)) if basis.startswith(RESIDUAL) else ("", basis)
+    return f"{name}@{stream}{Path(own).absolute() if Path(own).is_file() else own}"
 
 
 @submit.command()

@@ -1,4 +1,5 @@
-"""Players as directions: orthogonal bases of ``mlp_hidden``, in which a direction is impaired as a neuron is in its own.
+"""Players as directions: orthogonal bases of ``mlp_hidden``, in which a direction is impaired as a neuron is in its own; and
+of the residual stream (``shapley.hf.residual``).
 
 The activation after the nonlinearity is only read by the down-projection, so a rotation can be put between them and undone in
 the weights (``Rotated``). Estimators, clusters and sweeps then work on directions as they do on neurons: the site is the input
@@ -7,7 +8,10 @@ of the turned projection. It is written into a model's name, ``MODEL@BASIS``:
 ``identity``        the neurons, through all of the machinery
 ``random``          a Haar-random rotation a layer, ``random:SEED`` for another one
 ``pca``             the eigenvectors of the activations' covariance over the reference text, largest variance first
-``FILE``            of a safetensors file: ``vectors``, ``[n_layers, d_mlp, d_mlp]``, vectors in columns
+``FILE``            of a safetensors file: ``vectors``, ``[n_layers, d_mlp, d_mlp]``, vectors in columns, as ``shapley basis
+                    learn`` writes (``shapley.hf.learned``)
+``residual:NAME``   one of the residual stream for all layers, by any of these names; a file's ``vectors`` are
+                    ``[d_model, d_model]``
 """
 
 from __future__ import annotations
@@ -28,8 +32,10 @@ from shapley.hf.hooks import observe
 from shapley.hf.rotated import Rotated
 from shapley.hf.sites import ModelSites
 from shapley.keyed import keyed_rng
+from shapley.types import Site
 
-_NAMED = re.compile(r"identity|pca|random(?::\d{1,9})?")
+RESIDUAL = "residual:"
+_NAMED = re.compile(rf"(?:{RESIDUAL})?(?:identity|pca|random(?::\d{{1,9}})?)")
 _OFF = 1e-3  # from orthogonality, entry by entry: beyond what float32 or a file of half precision explains
 
 
@@ -42,15 +48,17 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def vectors_of(basis: str, sites: ModelSites, activations: Sequence[Tensor] | None = None) -> Tensor:
-    """``[n_layers, d_mlp, d_mlp]`` float32, vectors in columns.
+    """``[n_layers, d_mlp, d_mlp]`` float32, vectors in columns; of the residual stream ``[d_model, d_model]``.
 
     Args:
         basis: its name.
-        activations: for ``pca``, of each layer, ``[tokens, d_mlp]``.
+        activations: for ``pca``, of each layer, ``[tokens, d_mlp]``; of the residual stream, ``[tokens, d_model]``.
 
     Raises:
         ShapleyError: an unknown basis, or a file that holds none, or not of this size, or not orthogonal.
     """
+    if basis.startswith(RESIDUAL):
+        return _of_stream(basis, sites, activations)
     shape = (sites.n_layers, sites.d_mlp, sites.d_mlp)
     if basis == "identity":
         return torch.eye(sites.d_mlp).expand(shape).contiguous()
@@ -58,12 +66,27 @@ def vectors_of(basis: str, sites: ModelSites, activations: Sequence[Tensor] | No
         assert activations is not None
         return torch.stack([principal(x) for x in activations])
     if basis.startswith("random"):
-        seed = int(basis.partition(":")[2] or 0)
-        return torch.stack([haar(sites.d_mlp, seed, layer) for layer in range(sites.n_layers)])
-    return _checked(basis, _read(Path(basis)), shape)
+        return torch.stack([haar(sites.d_mlp, _seed(basis), layer) for layer in range(sites.n_layers)])
+    return _checked(basis, load_vectors(Path(basis)), shape)
 
 
-def haar(n: int, seed: int, layer: int) -> Tensor:
+def _of_stream(basis: str, sites: ModelSites, activations: Sequence[Tensor] | None) -> Tensor:
+    name, n = basis.removeprefix(RESIDUAL), sites.d_model
+    if name == "identity":
+        return torch.eye(n)
+    if name == "pca":
+        assert activations is not None
+        return principal(*activations)
+    if name.startswith("random"):
+        return haar(n, _seed(name), "stream")
+    return _checked(basis, load_vectors(Path(name)), (n, n))
+
+
+def _seed(name: str) -> int:
+    return int(name.partition(":")[2] or 0)
+
+
+def haar(n: int, seed: int, layer: int | str) -> Tensor:
     """``[n, n]``, uniform over rotations and reflections: the QR decomposition of a gaussian matrix, with the signs of R's
     diagonal (Mezzadri 2007)."""
     gaussian = keyed_rng(seed, "basis", layer).standard_normal((n, n))
@@ -71,13 +94,12 @@ def haar(n: int, seed: int, layer: int) -> Tensor:
     return torch.from_numpy((q * np.sign(np.diag(r))).astype(np.float32))
 
 
-def principal(activations: Tensor) -> Tensor:
-    """``[n, n]``: the eigenvectors of the covariance of ``[tokens, n]`` activations, largest variance first. Each vector's
-    largest entry is positive, so that the basis is one and not one of many. With fewer tokens than neurons the last vectors
-    are some basis of what never varied."""
-    x = activations.double()
-    centred = x - x.mean(dim=0)
-    _, vectors = torch.linalg.eigh(centred.T @ centred)
+def principal(*activations: Tensor) -> Tensor:
+    """``[n, n]``: the eigenvectors of the covariance of ``[tokens, n]`` activations, largest variance first; of several, each
+    about a mean of its own. Each vector's largest entry is positive, so that the basis is one and not one of many. With fewer
+    tokens than neurons the last vectors are some basis of what never varied."""
+    centred = (x.double() - x.double().mean(dim=0) for x in activations)
+    _, vectors = torch.linalg.eigh(torch.stack([x.T @ x for x in centred]).sum(dim=0))
     vectors = vectors.flip(1)
     largest = vectors.abs().argmax(dim=0)
     return (vectors * vectors.gather(0, largest[None]).sign()).float()
@@ -96,14 +118,29 @@ def save_vectors(vectors: Tensor, path: Path) -> None:
         save_file({"vectors": vectors.contiguous()}, temporary)
 
 
+def load_vectors(path: Path) -> Tensor:
+    """What ``save_vectors`` wrote.
+
+    Raises:
+        ShapleyError: no such file, or one without ``vectors``.
+    """
+    try:
+        return load_file(path)["vectors"].float()
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ShapleyError(
+            f"no basis in {path}: expected a safetensors file with 'vectors', [n_layers, d_mlp, d_mlp], "
+            "or [d_model, d_model] of the residual stream"
+        ) from error
+
+
 def reference_activations(
-    model: torch.nn.Module, sites: ModelSites, batches: Sequence[tuple[Tensor, Tensor]]
+    model: torch.nn.Module, sites: ModelSites, batches: Sequence[tuple[Tensor, Tensor]], site: Site = "mlp_hidden"
 ) -> list[Tensor]:
-    """Of each layer ``[tokens, d_mlp]`` float32 over batches of ids and masks, the first position of each text left out."""
+    """Of each layer ``[tokens, width]`` float32 over batches of ids and masks, the first position of each text left out."""
     seen: list[list[Tensor]] = [[] for _ in sites.blocks]
     device = next(model.parameters()).device
     for ids, valid in batches:
-        with torch.no_grad(), observe(sites, "mlp_hidden") as layers:
+        with torch.no_grad(), observe(sites, site) as layers:
             model(input_ids=ids.to(device), attention_mask=valid.long().to(device), use_cache=False)
         keep = valid.clone()
         keep[:, 0] = False
@@ -112,24 +149,16 @@ def reference_activations(
     return [torch.cat(own) for own in seen]
 
 
-def _read(path: Path) -> Tensor:
-    try:
-        return load_file(path)["vectors"].float()
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ShapleyError(
-            f"no basis in {path}: expected a safetensors file with 'vectors', [n_layers, d_mlp, d_mlp]"
-        ) from error
-
-
-def _checked(basis: str, vectors: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def _checked(basis: str, vectors: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(vectors.shape) != shape:
         raise ShapleyError(f"the basis {basis} has the shape {list(vectors.shape)}, the model needs {list(shape)}")
     wide = vectors.double()
-    off = (wide.transpose(1, 2) @ wide - torch.eye(shape[1], dtype=torch.float64)).abs().amax(dim=(1, 2))
+    off = (wide.mT @ wide - torch.eye(shape[-1], dtype=torch.float64)).abs().amax(dim=(-2, -1)).reshape(-1)
     worst = int(torch.nan_to_num(off, nan=torch.inf).argmax())
     if not off[worst] <= _OFF:
+        where = f"in layer {worst} " if len(shape) > 2 else ""
         raise ShapleyError(
-            f"the basis {basis} is not orthogonal: in layer {worst} R^T R is off the identity by {off[worst]:.2g}; "
+            f"the basis {basis} is not orthogonal: {where}R^T R is off the identity by {off[worst]:.2g}; "
             "orthogonalise it, by a QR decomposition"
         )
     return vectors

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from shapley.corpus import reference_texts
 from shapley.errors import ShapleyError
 from shapley.files import cache_directory
-from shapley.hf.bases import reference_activations, rotate, split_name, vectors_of
+from shapley.hf.bases import RESIDUAL, reference_activations, rotate, split_name, vectors_of
+from shapley.hf.residual import turn_stream
 from shapley.hf.sites import ModelSites, find_sites
 from shapley.hf.spec import SiteStatistics
 from shapley.hf.statistics import reference_batches, reference_statistics
@@ -142,11 +143,20 @@ def load_model(
 def _rotate(model: Any, tokenizer: Any, basis: str) -> None:
     """Into the basis of this name, in place."""
     sites = find_sites(model)
-    activations = None
-    if basis == "pca":
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        activations = reference_activations(model, sites, reference_batches(tokenizer, reference_texts(), pad))
-    rotate(sites, vectors_of(basis, sites, activations))
+    of_stream = basis.startswith(RESIDUAL)
+
+    def vectors() -> Tensor:
+        activations = None
+        if basis in ("pca", f"{RESIDUAL}pca"):
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+            batches = reference_batches(tokenizer, reference_texts(), pad)
+            activations = reference_activations(model, sites, batches, "mlp_in" if of_stream else "mlp_hidden")
+        return vectors_of(basis, sites, activations)
+
+    if of_stream:
+        turn_stream(model, sites, vectors)
+    else:
+        rotate(sites, vectors())
 
 
 def weights_dtype(device: str | None, dtype: str) -> str:

@@ -1,0 +1,137 @@
+"""The experiment's part of the report, and its tables, from its stored results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.bases.run import IDENTITY, LEARNED, PCA, RANDOM
+from experiments.bases.summary import Results
+from experiments.lab.page import Picture, Section, Table, stored
+from shapley.shape import Interval
+
+HERE = Path(__file__).parent
+WHAT = {
+    IDENTITY: "the neurons",
+    RANDOM: "uniform rotations, the null",
+    PCA: "the principal axes of the activations",
+    LEARNED: "the rotation that makes the Jacobian to the next MLP sparse",
+}
+
+
+def sections() -> list[Section]:
+    """One for each model that was measured."""
+    return [section(Results.read(path), path.stem) for path in stored(__file__)]
+
+
+def section(results: Results, name: str) -> Section:
+    pictures = {
+        "concentration": "What the best players hold, of the most that any number of the best hold; ranked by one estimate of "
+        "the scores and summed over another one.",
+        "selectivity": "What each basis's clusters take from their topic and from others, and the difference, with 95% "
+        "intervals over prompts.",
+    }
+    return Section(
+        f"bases: {results.head['model']['name']}",
+        "Are neurons the right players, or does another basis concentrate scores more, or give more specific clusters?",
+        (_concentration(results), _specificity(results)),
+        tuple(Picture(HERE / "figures" / f"{name}-{part}.png", text) for part, text in pictures.items()),
+        (concentration_table(results), specificity_table(results)),
+        _caveats(results),
+        results.head["command"],
+    )
+
+
+def _concentration(results: Results) -> str:
+    found = {basis: results.concentrated(basis) for basis in results.bases}
+    parts = "; ".join(
+        f"{basis} ({WHAT[basis]}) {own.half.estimate:.0f}, Gini {own.gini.estimate:.2f}" for basis, own in found.items()
+    )
+    better = [basis for basis, own in found.items() if basis != IDENTITY and own.fewer.low > 1]
+    return (
+        f"Players that hold half of what the best hold: {parts}. "
+        f"With fewer than neurons, beyond the interval over {len(results.topics)} topics: {_named(better)}."
+    )
+
+
+def _specificity(results: Results) -> str:
+    parts = []
+    for fraction in results.fractions:
+        found = {basis: results.specific(basis, fraction) for basis in results.bases}
+        shapes = "; ".join(
+            f"{basis} {own.effect.target.estimate:.2f} nats from its topic and {own.effect.others.estimate:.2f} from others"
+            for basis, own in found.items()
+        )
+        better = [basis for basis, own in found.items() if basis != IDENTITY and own.gain.low > 0]
+        parts.append(
+            f"Clusters of {results.players(fraction)} players take: {shapes}; more selective than neurons' on the same "
+            f"prompts, beyond the interval: {_named(better)}"
+        )
+    return f"{'. '.join(parts)}."
+
+
+def _named(bases: list[str]) -> str:
+    return ", ".join(bases) or "none"
+
+
+def _caveats(results: Results) -> tuple[str, ...]:
+    head, watched = results.head, results.head["watched"]
+    few = ", ".join(f"{watched.count(topic)} of {topic}" for topic in (*results.topics, "plain"))
+    return (
+        f"{head['seconds']} s on {head['hardware']}; prompts watched: {few}. Intervals of drops are over these few prompts, "
+        "those of concentration over topics; neither is corrected for how many bases are compared.",
+        f"Two estimates of {head['config']['budget']} forward rows a topic each: where they rank players poorly, all bases "
+        "look less concentrated than they are.",
+        "The value is what the scores of the semivalue sum to; for coalitions that leave most players intact it need not be "
+        "the same in all bases.",
+        "Of d_mlp directions at most d_model can act on the rest of the model, and a learned basis may leave others that "
+        "hardly do: they hold nothing, which raises its Gini coefficient and not the number for half.",
+        f"{head['config']['seeds']} seeds of the random basis; the other bases are one each.",
+    )
+
+
+def concentration_table(results: Results) -> Table:
+    """How each basis concentrates scores."""
+    rows = []
+    for basis in results.bases:
+        own = results.concentrated(basis)
+        rows.append(
+            (basis, _interval(own.half, 0), _interval(own.fewer), _interval(own.gini), _interval(own.gain), f"{own.total:.2f}")
+        )  # fmt: skip
+    return Table(
+        ("basis", "players for half", "times fewer than neurons", "Gini", "above neurons", "value (nats)"),
+        tuple(rows),
+        "Concentration of scores: means over topics (of players for half, geometric) [95%, over topics].",
+    )
+
+
+def specificity_table(results: Results) -> Table:
+    """What each basis's clusters do."""
+    rows = []
+    for fraction in results.fractions:
+        for basis in results.bases:
+            own = results.specific(basis, fraction)
+            seeds = ", ".join(f"{x:.2f}" for x in own.seeds) if len(own.seeds) > 1 else ""
+            rows.append(
+                (f"{results.players(fraction)}", basis, _interval(own.effect.target), _interval(own.effect.others),
+                 f"{own.share:.2f}", _interval(own.effect.selectivity), _interval(own.gain), seeds,
+                 f"{own.effect.perplexity.estimate:+.1%}")
+            )  # fmt: skip
+    return Table(
+        (
+            "players",
+            "basis",
+            "target",
+            "off topic",
+            "off / target",
+            "selectivity",
+            "above neurons",
+            "seeds",
+            "perplexity",
+        ),
+        tuple(rows),
+        "Clusters by the guarded contrast, zeroed; drops in nats [95%, over prompts], means over topics.",
+    )
+
+
+def _interval(found: Interval, digits: int = 2) -> str:
+    return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"

@@ -1,0 +1,102 @@
+"""The experiment's part of the report, and its table, from its stored results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.lab.page import Picture, Section, Table, stored
+from experiments.sparse.summary import Results
+from shapley.shape import Interval
+
+HERE = Path(__file__).parent
+PLACE_NAMES = {"replace": "in place of the last MLP", "add": "after the last block"}
+BASE = "dense"
+
+
+def sections() -> list[Section]:
+    """One for each model that was measured."""
+    return [section(Results.read(path), path.stem) for path in stored(__file__)]
+
+
+def section(results: Results, name: str) -> Section:
+    config = results.head["config"]
+    return Section(
+        f"sparse: {results.head['model']['name']}",
+        "What does a sparse MLP layer cost, in place of the last block's or after it, and does boosting keep its units in use?",
+        tuple(_found(results, place) for place in results.places),
+        (
+            Picture(
+                HERE / "figures" / f"{name}-curves.png",
+                "Held-out loss above the original model's as the layer is trained; bands: all seeds. Dotted: the original.",
+            ),
+            Picture(
+                HERE / "figures" / f"{name}-usage.png",
+                "At what share of the training tokens each unit is active after training, mean over seeds. Dotted: the target.",
+            ),
+        ),
+        (arms_table(results),),
+        (
+            f"{results.seconds} s of training on {results.head['hardware']}; "
+            f"{len(config['seeds'])} seeds, {len(results.head['original']['losses'])} held-out documents. Intervals hold the "
+            "seeds as they are.",
+            "The layers saw few tokens, and the original's MLP was trained on a great many: the costs are of that training, "
+            "not of sparsity alone. Compare arms with each other, at equal tokens.",
+            "The interpretability of the units is not measured here.",
+        ),
+        results.head["command"],
+    )
+
+
+def _found(results: Results, place: str) -> str:
+    costs = ", ".join(f"{arm} {shown(results.cost(place, arm))}" for arm in results.arms)
+    return f"{PLACE_NAMES[place].capitalize()}: loss above the original's, nats a token: {costs}."
+
+
+def arms_table(results: Results) -> Table:
+    rows = []
+    for place in results.places:
+        for arm in results.arms:
+            costs = results.costs(place, arm)
+            first = results.of(place, arm)[0]
+            rows.append(
+                (
+                    place,
+                    arm,
+                    f"{first['units']:,}",
+                    f"{first['parameters']:,}",
+                    shown(results.cost(place, arm)),
+                    f"{min(costs):+.3f} to {max(costs):+.3f}",
+                    "-" if arm == BASE else shown(results.against(place, arm, BASE)),
+                    shown(results.cost_k(place, arm)) if results.raises_k(arm) else "-",
+                    f"{results.mean(place, arm, 'density'):.1%}",
+                    f"{results.mean(place, arm, 'entropy'):.2f}",
+                    f"{results.mean(place, arm, 'dead'):.1%}",
+                )
+            )
+    tokens = round(max(record["curve"][-1]["tokens"] for record in results.records), -2)
+    without = ""
+    if "replace" in results.places:
+        start = results.curve("replace", results.arms[0])[1][0, 0]
+        without = f", {start:+.3f} where the last MLP writes nothing (the start of `replace`)"
+    return Table(
+        (
+            "place",
+            "arm",
+            "units",
+            "parameters not zero",
+            "loss above the original's [95%]",
+            "by seed",
+            f"above {BASE} [95%]",
+            "with k at inference [95%]",
+            "units active",
+            "duty-cycle entropy",
+            "dead units",
+        ),
+        tuple(rows),
+        f"After some {tokens:,} tokens; losses in nats a held-out token, mean over seeds. The original: "
+        f"{results.original:.3f}, {results.head['original']['parameters']:,} parameters in its last MLP{without}.",
+    )
+
+
+def shown(interval: Interval) -> str:
+    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
