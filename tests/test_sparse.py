@@ -518,6 +518,7 @@ def test_the_experiment_end_to_end(tmp_path):
     assert cost.low <= cost.estimate <= cost.high
     assert cost.estimate == pytest.approx(np.mean(results.costs("add", "dense")))
     assert results.cost_k("add", "dense") == cost and results.cost_k("add", "boosted") != results.cost("add", "boosted")
+    assert len(found.head["original"]["simple"]) == 24 and all(x <= 1 for x in results.simple("add", "boosted"))
     assert results.raises_k("boosted") and not results.raises_k("dense")
     assert results.curve("add", "boosted")[1][:, 0] == pytest.approx([0, 0], abs=1e-4)  # it begins as the original
     for kept in found.records:

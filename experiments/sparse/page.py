@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from experiments.lab.page import Picture, Section, Table, stored
 from experiments.sparse.summary import Results
 from shapley.shape import Interval
+from shapley.types import FloatArray
 
 HERE = Path(__file__).parent
 PLACE_NAMES = {"replace": "in place of the last MLP", "add": "after the last block"}
@@ -41,7 +44,8 @@ def section(results: Results, name: str) -> Section:
             "seeds as they are.",
             "The layers saw few tokens, and the original's MLP was trained on a great many: the costs are of that training, "
             "not of sparsity alone. Compare arms with each other, at equal tokens.",
-            "The interpretability of the units is not measured here.",
+            "How simple units are is of the text that was trained on (rules fitted to half of its documents, scored on the "
+            "others), of some units drawn from those that are ever active.",
         ),
         results.head["command"],
     )
@@ -71,6 +75,7 @@ def arms_table(results: Results) -> Table:
                     f"{results.mean(place, arm, 'density'):.1%}",
                     f"{results.mean(place, arm, 'entropy'):.2f}",
                     f"{results.mean(place, arm, 'dead'):.1%}",
+                    quartiles(results.simple(place, arm)),
                 )
             )
     tokens = round(max(record["curve"][-1]["tokens"] for record in results.records), -2)
@@ -91,11 +96,20 @@ def arms_table(results: Results) -> Table:
             "units active",
             "duty-cycle entropy",
             "dead units",
+            "simple: median [quartiles]",
         ),
         tuple(rows),
         f"After some {tokens:,} tokens; losses in nats a held-out token, mean over seeds. The original: "
-        f"{results.original:.3f}, {results.head['original']['parameters']:,} parameters in its last MLP{without}.",
+        f"{results.original:.3f}, {results.head['original']['parameters']:,} parameters in its last MLP{without}. "
+        "Simple: the share of a unit's variance that rules of the token and the one before it predict (docs/neurons.md); of "
+        f"the last MLP's own neurons {quartiles(np.array(results.head['original']['simple']))}.",
     )
+
+
+def quartiles(values: FloatArray) -> str:
+    """The median, and the quartiles around it."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def shown(interval: Interval) -> str:

@@ -24,6 +24,7 @@ from experiments.lab import models
 from experiments.lab.commands import Measured, mistakes
 from experiments.lab.provenance import provenance
 from experiments.lab.results import store
+from experiments.sparse.simplicity import of_layer, of_neurons
 from shapley.builder import read_corpus
 from shapley.files import cache_directory, digest
 from shapley.hf.load import LanguageModel, load_model
@@ -105,6 +106,7 @@ def work(
         "losses": untouched,
         "tokens": held_out.targets.tolist(),
         "parameters": original_parameters(lm),
+        "simple": of_neurons(text),
     }
     return Measured(records, {"seed": SEED, "original": original})
 
@@ -140,6 +142,7 @@ def measured(
         "density": round(float(shares.mean()), 5),
         "entropy": round(entropy(shares), 5),
         "dead": round(dead(shares), 5),
+        "simple": of_layer(layer, place, text),
         "shares": rounded(np.quantile(shares, np.linspace(0, 1, 101))),
         "seconds": round(done.seconds),
         "layer": f"{folder.name}/{kept.name}",

@@ -67,6 +67,10 @@ class Results(Stored):
         held_out = np.array([[point["held_out"] for point in curve] for curve in curves])
         return tokens.mean(axis=0), held_out - self.original
 
+    def simple(self, place: str, arm: str) -> FloatArray:
+        """Of units of all seeds, the shares of their variance that simple rules predict."""
+        return np.concatenate([record["simple"] for record in self.of(place, arm)])
+
     def mean(self, place: str, arm: str, name: str) -> Any:
         """Of a number, or of a list of them, over seeds."""
         return np.mean([record[name] for record in self.of(place, arm)], axis=0)
