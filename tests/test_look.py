@@ -15,8 +15,10 @@ from click.testing import CliRunner
 
 from shapley.cli.main import cli
 from shapley.errors import ShapleyError
+from shapley.hf.bases import haar
 from shapley.hf.hooks import observe
 from shapley.hf.load import describe
+from shapley.hf.residual import turn_stream
 from shapley.hf.sites import write_weights
 from shapley.look import seen as seen_module
 from shapley.look.cards import parse_players, record
@@ -93,6 +95,15 @@ def test_token_effects_are_those_of_the_weights(family):
     effects = through @ lm.model.get_output_embeddings().weight.T
     wanted = (effects - effects.mean(dim=1, keepdim=True)) / effects.std(dim=1, keepdim=True)
     torch.testing.assert_close(token_effects(lm, written), wanted.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_token_effects_do_not_depend_on_the_basis_of_the_stream():
+    lm = deepcopy(tiny_lm("llama"))
+    with torch.no_grad():
+        lm.model.model.norm.weight.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
+    before = token_effects(lm, directions(lm, PLAYERS))
+    turn_stream(lm.model, lm.sites, lambda: haar(16, 0, 0))
+    torch.testing.assert_close(token_effects(lm, directions(lm, PLAYERS)), before, atol=1e-4, rtol=1e-3)
 
 
 def test_nearest_are_those_that_write_alike():

@@ -55,16 +55,14 @@ def nearest(lm: LanguageModel, players: Sequence[Player], written: Tensor, k: in
 
 def _out(lm: LanguageModel, layer: int, written: Tensor) -> Tensor:
     """Through the norm after the MLP, in the families that have one."""
-    block = lm.sites.blocks[layer]
-    after = block.exit is not block.down and not any(module is block.down for module in block.exit.modules())
-    return _through(block.exit, written) if after else written
+    return _through(lm.sites.blocks[layer].exit, written) if lm.sites.undoes_gain else written
 
 
 def _through(norm: nn.Module, written: Tensor) -> Tensor:
     """Directions ``[n, d_model]`` as a norm's weights scale (and centre) them. What it divides by is left out: that is the size
     of the whole stream, which differs from token to token."""
     wide = written.float() * _LARGE
-    own = next(norm.parameters()).dtype
+    own = next(norm.parameters(), wide).dtype  # in a basis of the residual stream a norm has no weights
     through: Tensor = norm(wide.to(own)) - norm(torch.zeros_like(wide).to(own))
     return through.float() * written.float().square().mean(dim=1, keepdim=True).sqrt()
 
