@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shapley.hf.sites import ModelSites
+from shapley.hf.sites import ModelSites, input_first
 from shapley.hf.stream import Stream, find_stream
 
 
@@ -86,7 +86,7 @@ def _turn(model: nn.Module, stream: Stream, vectors: Tensor) -> None:
             written.copy_(written.double() @ vectors.to(written.device))
     for _, readers in stream.reads:
         for reader in map(model.get_submodule, readers):
-            read = _read(reader)
+            read = input_first(reader)
             read.copy_(vectors.T.to(read.device) @ read.double())
 
 
@@ -106,7 +106,7 @@ def _parts(norm: nn.Module) -> tuple[Tensor | None, Tensor | None, float]:
 
 def _fold_into(reader: nn.Module, gain: Tensor | None, bias: Tensor | None) -> None:
     """``(n gain + bias) W + b`` as ``n W' + b'``."""
-    weight = _read(reader)
+    weight = input_first(reader)
     wide = weight.double()
     if bias is not None:
         own = getattr(reader, "bias", None)
@@ -116,15 +116,9 @@ def _fold_into(reader: nn.Module, gain: Tensor | None, bias: Tensor | None) -> N
         weight.copy_(gain.double()[:, None] * wide)
 
 
-def _read(projection: nn.Module) -> Tensor:
-    """``[d_model, out]``, a view: the weights of a projection that reads the stream."""
-    weight = projection.get_parameter("weight")
-    return weight if type(projection).__name__ == "Conv1D" else weight.T
-
-
 def _written(writer: nn.Module) -> list[Tensor]:
     """Views whose last axis is the stream: the weights of an embedding or a projection, and its bias."""
     weight = writer.get_parameter("weight")
     bias = getattr(writer, "bias", None)
-    own = weight if isinstance(writer, nn.Embedding) or type(writer).__name__ == "Conv1D" else weight.T
+    own = weight if isinstance(writer, nn.Embedding) else input_first(writer)
     return [own] if bias is None else [own, bias]

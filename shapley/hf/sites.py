@@ -151,15 +151,16 @@ def _turned(down: nn.Module) -> nn.Module:
 
 def write_weights(block: BlockSites) -> Tensor:
     """The down-projection as ``[d_mlp, d_model]``, a view: row i is what neuron i writes."""
-    return _input_first(block.down)
+    return input_first(block.down)
 
 
 def read_weights(block: BlockSites) -> list[Tensor]:
     """The projections that read ``mlp_in``, each ``[d_model, width]``, views."""
-    return [_input_first(up) for up in block.up]
+    return [input_first(up) for up in block.up]
 
 
-def _input_first(projection: nn.Module) -> Tensor:
+def input_first(projection: nn.Module) -> Tensor:
+    """A projection's weight as ``[in, out]``, a view."""
     weight = projection.get_parameter("weight")
     return weight if _is_conv1d(projection) else weight.T
 
@@ -171,7 +172,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 def _down_shape(down: nn.Module) -> tuple[int, int]:
     """``(d_model, d_mlp)``."""
-    d_mlp, d_model = _input_first(down).shape
+    d_mlp, d_model = input_first(down).shape
     return d_model, d_mlp
 
 
