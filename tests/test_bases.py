@@ -449,7 +449,7 @@ def test_bases_are_compared(tmp_path):
         for i, topic in enumerate("xy"):
             curve = {"players": [1, 10, 100], "share": [0.1, 0.4, 0.9], "half": half, "gini": 0.5, "total": 3}
             records.append({**head, "what": "concentration", "topic": topic, **curve})
-            drop = np.repeat(np.roll([own, 0.1], i), 3).tolist() + [0.01] * 2
+            drop = np.repeat(np.roll([own, 0.1], i), 3).tolist() + [0.05] * 2
             records.append({**head, "what": "cluster", "topic": topic, "fraction": 0.01, "players": 5, "drop": drop})
     head = {
         "config": {"topics": ["x", "y"], "fractions": [0.01], "budget": 1, "seeds": 2},
@@ -462,9 +462,14 @@ def test_bases_are_compared(tmp_path):
     random = results.specific("random", 0.01)
     assert random.effect.target.estimate == pytest.approx(0.5) and random.seeds == pytest.approx((0.3, 0.5))
     assert results.specific("pca", 0.01).gain.low == pytest.approx(1.0) and random.gain.high < 0
+    share = 0.02 / np.expm1(0.05)  # along a straight line from no player on
+    matched = results.matched("random", 0.02)
+    assert (matched.target.estimate, matched.gain.low) == pytest.approx((0.5 * share, -0.5 * share))
+    assert np.isnan(results.matched("pca", 0.1).target.estimate)
     store(tmp_path / "m.jsonl", head, records)
     draw(results, tmp_path / "m.jsonl", tmp_path, "m")
     assert len(list(tmp_path.glob("*.png"))) == 2 and "| 5 | pca | 2.00 [2.00, 2.00] |" in tables(results)
     answers = section(results, "m").answers
     assert "fewer than neurons, beyond the interval over 2 topics: pca." in answers[0]
     assert "more selective than neurons' on the same prompts, beyond the interval: pca" in answers[1]
+    assert "up by 5%, selectivity is" in answers[1] and "neurons': pca, below: random." in answers[1]

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +15,28 @@ import torch
 from click.testing import CliRunner
 
 from shapley.cli.main import cli
+from shapley.clusters import Cluster
 from shapley.errors import ShapleyError
+from shapley.estimators.registry import Plan
 from shapley.hf.bases import haar
 from shapley.hf.hooks import observe
 from shapley.hf.load import describe
 from shapley.hf.residual import turn_stream
 from shapley.hf.sites import write_weights
+from shapley.impairment import Impairment
 from shapley.look import seen as seen_module
-from shapley.look.cards import parse_players, record
+from shapley.look.cards import record
 from shapley.look.page import page
+from shapley.look.players import Directions, Neurons, Units, parse_players
 from shapley.look.rules import rules
 from shapley.look.seen import Passages, Seen, cut, observed
-from shapley.look.writes import directions, nearest, token_effects
+from shapley.look.writes import nearest, token_effects
+from shapley.prompts import Prompt, TopicPrompts
+from shapley.runs import estimate
+from shapley.sparse.insert import inserted
+from shapley.sparse.kept import KeptLayer, save_layer
+from shapley.sparse.layer import LayerSpec, SparseLayer
+from shapley.store import ScoreFile
 from tests.tiny import tiny_lm
 
 PLAYERS = [(2, 5), (0, 3), (2, 1)]
@@ -49,7 +60,7 @@ def passages(lm, most_tokens=8):
 def test_activations_are_those_of_each_passage_alone(family):
     lm = tiny_lm(family)
     own = passages(lm)
-    seen = observed(lm, PLAYERS, own)
+    seen = observed(Neurons(lm), PLAYERS, own)
     for number, ids in enumerate(own.ids):
         with torch.no_grad(), observe(lm.sites, "mlp_hidden") as layers:
             lm.model(input_ids=torch.tensor([ids]))
@@ -63,7 +74,9 @@ def test_batches_may_be_of_one_passage():
     lm = tiny_lm("llama")
     own = passages(lm)
     np.testing.assert_allclose(
-        observed(lm, PLAYERS, own, memory=1).activation, observed(lm, PLAYERS, own).activation, atol=1e-5
+        observed(Neurons(lm), PLAYERS, own, memory=1).activation,
+        observed(Neurons(lm), PLAYERS, own).activation,
+        atol=1e-5,
     )
 
 
@@ -86,7 +99,7 @@ def test_token_effects_are_those_of_the_weights(family):
     if family == "gemma3_text":
         gains = torch.stack([lm.model.model.layers[layer].post_feedforward_layernorm.weight for layer, _ in PLAYERS])
         written = written * (1 + gains)
-    torch.testing.assert_close(directions(lm, PLAYERS), written, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(Neurons(lm).directions(PLAYERS), written, atol=1e-4, rtol=1e-3)
     if family == "gpt2":
         through = (written - written.mean(dim=1, keepdim=True)) * lm.model.transformer.ln_f.weight
     else:
@@ -101,9 +114,9 @@ def test_token_effects_do_not_depend_on_the_basis_of_the_stream():
     lm = deepcopy(tiny_lm("llama"))
     with torch.no_grad():
         lm.model.model.norm.weight.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
-    before = token_effects(lm, directions(lm, PLAYERS))
+    before = token_effects(lm, Neurons(lm).directions(PLAYERS))
     turn_stream(lm.model, lm.sites, lambda: haar(16, 0, 0))
-    torch.testing.assert_close(token_effects(lm, directions(lm, PLAYERS)), before, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(token_effects(lm, Neurons(lm).directions(PLAYERS)), before, atol=1e-4, rtol=1e-3)
 
 
 def test_nearest_are_those_that_write_alike():
@@ -112,9 +125,87 @@ def test_nearest_are_those_that_write_alike():
         own = write_weights(lm.sites.blocks[2])[5].clone()
         write_weights(lm.sites.blocks[0])[7] = 3 * own
         write_weights(lm.sites.blocks[1])[9] = -own
-    [found] = nearest(lm, [(2, 5)], directions(lm, [(2, 5)]), 3)
+    every = Neurons(lm)
+    [found] = nearest(every, [(2, 5)], every.directions([(2, 5)]), 3)
     assert dict(found[:2]) == pytest.approx({(0, 7): 1, (1, 9): -1}) and abs(found[2][1]) < 0.99
     assert all(player != (2, 5) for player, _ in found)
+
+
+# Directions of the residual stream, and units of a sparse layer
+
+
+@pytest.mark.parametrize("site", ["mlp_in", "mlp_out"])
+def test_directions_are_coordinates_of_the_site(site):
+    lm = deepcopy(tiny_lm("llama"))
+    own, turn = passages(lm), haar(16, 0, 0)
+    with torch.no_grad(), observe(lm.sites, site) as layers:
+        lm.model(input_ids=torch.tensor([own.ids[0]]))
+    gain = lm.model.model.layers[2].post_attention_layernorm.weight if site == "mlp_in" else torch.ones(16)
+    wanted = ((layers[2][0] / gain) @ turn.float())[1:, 5].numpy(force=True)
+    turn_stream(lm.model, lm.sites, lambda: turn)
+    found = observed(Directions(lm, site), [(2, 5), (0, 15)], own)
+    np.testing.assert_allclose(found.activation[found.passage == 0][1:, 0], wanted, atol=1e-4)
+
+
+def test_directions_write_themselves_and_are_near_to_neurons_that_write_along_them():
+    lm = deepcopy(tiny_lm("llama"))
+    with torch.no_grad():
+        write_weights(lm.sites.blocks[1])[9] = -2 * torch.eye(16)[3]
+    every = Directions(lm, "mlp_out")
+    written = every.directions([(0, 3)])
+    assert written.tolist() == [torch.eye(16)[3].tolist()]
+    [found] = nearest(every, [(0, 3)], written, 2)
+    assert found[0] == ((1, 9), pytest.approx(-1))
+    with pytest.raises(ShapleyError, match="0 to 15 of layers 0 to 2"):
+        every.check([(0, 16)])
+
+
+def trained(lm, place, rule="top-k"):
+    layer = SparseLayer(LayerSpec(16, 40, rule, density=0.2, inference_factor=1.5), gain=3.0)
+    torch.nn.init.normal_(layer.down.weight, generator=torch.Generator().manual_seed(1))
+    return KeptLayer(layer.eval(), place, describe(lm))
+
+
+@pytest.mark.parametrize(("place", "number"), [("replace", 2), ("add", 3)])
+def test_units_of_a_sparse_layer(place, number):
+    lm = tiny_lm("llama")
+    own, every = passages(lm), Units(lm, trained(lm, place))
+    players = [(number, unit) for unit in (0, 7, 39)]
+    found = observed(every, players, own)
+    layer, rows, last = every.kept.layer, [], []
+    moved = torch.zeros(40)
+
+    def watch(module, args, output):
+        rows.append(output[0])
+        return output + moved
+
+    with inserted(lm, layer, place), torch.no_grad():
+        handles = [
+            layer.winners.register_forward_hook(watch),
+            lm.model.model.norm.register_forward_pre_hook(lambda module, args: last.append(args[0][0])),
+        ]
+        lm.model(input_ids=torch.tensor([own.ids[0]]))
+        moved[7] = 1
+        lm.model(input_ids=torch.tensor([own.ids[0]]))
+        for handle in handles:
+            handle.remove()
+    np.testing.assert_allclose(found.activation[found.passage == 0][1:], rows[0][1:, [0, 7, 39]], atol=1e-5)
+    assert (np.nan_to_num(found.activation) != 0).mean() < 0.4  # what did not win is not active
+    torch.testing.assert_close(last[1] - last[0], every.directions(players)[1].expand_as(last[0]), atol=1e-4, rtol=1e-4)
+    [near, *_] = nearest(every, players, every.directions(players), 39)
+    assert {layer for (layer, _), _ in near} == {number} and (number, 0) not in dict(near)
+    card = record(every, players, own)["players"][0]
+    assert card["layer"] == number and card["promoted"]
+    with pytest.raises(ShapleyError, match=f"units are 0 to 39 of layer {number}"):
+        every.check([(1, 0)])
+
+
+def test_a_sample_is_of_all_layers_and_the_same_again():
+    every = Neurons(tiny_lm("llama"))
+    found = every.sample(40)
+    assert found == every.sample(40) == sorted(set(found)) and {layer for layer, _ in found} == {0, 1, 2}
+    assert every.sample(1000) == [(layer, column) for layer in range(3) for column in range(24)]
+    every.check(found)
 
 
 # The interpretability score
@@ -183,13 +274,13 @@ def lm():
 def found(lm):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seen_module, "fast_dtype", lambda device: torch.float32)
-        return record(lm, PLAYERS, passages(lm))
+        return record(Neurons(lm), PLAYERS, passages(lm))
 
 
 def test_record_of_players(lm, found):
     assert [(card["layer"], card["neuron"]) for card in found["players"]] == PLAYERS
     assert found["model"] == describe(lm) and found["text"]["passages"] == 7 and found["scores"] is None
-    seen = observed(lm, PLAYERS, passages(lm))
+    seen = observed(Neurons(lm), PLAYERS, passages(lm))
     for i, card in enumerate(found["players"]):
         highest = [example for example in card["examples"] if example["why"] == "highest"]
         largest = [max(x for x in example["activation"] if x is not None) for example in highest]
@@ -257,6 +348,9 @@ def test_the_page_searches_and_sorts_in_a_browser(found, tmp_path):
         (["--players", "0:1", "--json", "--corpus", "nowhere.csv"], "no corpus at nowhere.csv"),
         (["nowhere.h5", "--topic", "a", "--json"], "nowhere.h5"),
         (["--cluster", "nowhere.json", "--json"], "no cluster file"),
+        (["--sample", "3", "--players", "0:1", "--json"], "--players and --sample given"),
+        (["--sample", "3", "--site", "mlp_in", "--sparse", "nowhere", "--json"], "--sparse nowhere and --site"),
+        (["--sample", "3", "--sparse", "nowhere.safetensors", "--json"], "cannot read the sparse layer nowhere"),
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(arguments, said, monkeypatch, tmp_path):
@@ -267,8 +361,8 @@ def test_mistakes_are_told_before_a_model_is_loaded(arguments, said, monkeypatch
 
 
 def test_players_that_are_not_there(lm):
-    with pytest.raises(ShapleyError, match=r"9:0 is not in .* 3 layers"):
-        observed(lm, [(9, 0)], passages(lm))
+    with pytest.raises(ShapleyError, match=r"9:0 is not in .* layers 0 to 2"):
+        observed(Neurons(lm), [(9, 0)], passages(lm))
     assert parse_players("3:120, 17:4") == [(3, 120), (17, 4)]
 
 
@@ -285,3 +379,45 @@ def test_command(lm, tmp_path, monkeypatch):
     assert [card["layer"] for card in printed["players"]] == [2, 0] and "2 neurons of" in out.read_text()
     again = CliRunner().invoke(cli, [*arguments, "--out", str(out)])
     assert "--overwrite" in str(again.exception)
+
+
+def test_command_for_directions_and_units(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("shapley.hf.load.load_model", lambda name, **options: lm)
+    monkeypatch.chdir(tmp_path)
+
+    def shown(*arguments):
+        result = CliRunner().invoke(
+            cli, ["neurons", "--model", "tiny", "--passages", "20", "--out", "p.html", *arguments]
+        )
+        if result.exception:
+            return str(result.exception)
+        return Path("p.html").read_text()
+
+    assert "2 directions of tiny" in shown("--sample", "2", "--site", "mlp_in")
+    kept = trained(lm, "add")
+    save_layer(Path("own.safetensors"), kept.layer, "add", kept.model)
+    page = shown("--sparse", "own.safetensors", "--players", "3:7", "--overwrite")
+    assert "1 unit of tiny" in page and "sparse layer, add" in page
+    save_layer(Path("other.safetensors"), kept.layer, "add", kept.model | {"fingerprint": "0"})
+    assert "belongs to another model" in shown("--sparse", "other.safetensors", "--sample", "2", "--overwrite")
+    Cluster(((0, 3),), "mlp_out").save("c.json")
+    assert "c.json holds columns of mlp_out" in shown("--cluster", "c.json", "--site", "mlp_hidden", "--overwrite")
+    assert "1 direction of tiny" in shown("--cluster", "c.json", "--overwrite")
+
+
+def test_scores_of_a_site_go_with_its_players(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("shapley.hf.load.load_model", lambda name, **options: lm)
+    monkeypatch.chdir(tmp_path)
+    topics = {"sport": TopicPrompts("sport", (Prompt("sport", "the player won the", " race"),))}
+    estimate(lm, topics, "s.h5", plan=Plan("gradient", budget=64), impairment=Impairment("zero", site="mlp_out"))
+    arguments = ["neurons", "s.h5", "--model", "tiny", "--json"]
+    result = CliRunner().invoke(cli, [*arguments, "--topic", "sport", "--top-k", "3"])
+    found = json.loads(result.stdout)
+    assert found["site"] == "mlp_out" and found["noun"] == "direction" and len(found["players"]) == 3
+    scores = ScoreFile("s.h5")["sport"].score
+    for card in found["players"]:
+        assert card["scores"]["sport"][0] == pytest.approx(scores[card["layer"], card["neuron"]], rel=1e-3)
+    of_site = json.loads(CliRunner().invoke(cli, [*arguments, "--players", "1:2"]).stdout)
+    assert of_site["site"] == "mlp_out" and of_site["players"][0]["scores"]
+    wrong = CliRunner().invoke(cli, [*arguments, "--players", "1:2", "--site", "mlp_hidden"])
+    assert "holds scores of mlp_out (sport), not of the neurons" in str(wrong.exception)

@@ -19,7 +19,8 @@ from shapley.hf.load import LanguageModel
 from shapley.sparse import train as train_module
 from shapley.sparse.frozen import FrozenText
 from shapley.sparse.insert import inserted, original_parameters
-from shapley.sparse.layer import LayerSpec, SparseLayer, load_layer, save_layer, units_for
+from shapley.sparse.kept import load_layer, save_layer
+from shapley.sparse.layer import LayerSpec, SparseLayer, units_for
 from shapley.sparse.text import split
 from shapley.sparse.train import Training, train
 from shapley.sparse.usage import dead, entropy, frequencies
@@ -249,8 +250,10 @@ def test_what_makes_no_layer_is_refused_in_a_line(wrong, says):
 def test_a_layer_comes_back_from_its_file(tmp_path):
     layer = perturbed(LayerSpec(16, 40, boost=2.0, weight_density=0.5, seed=3), gain=7.0)
     layer(drawn(2, 9, 16))
-    save_layer(tmp_path / "layer.safetensors", layer)
-    again = load_layer(tmp_path / "layer.safetensors")
+    save_layer(tmp_path / "layer.safetensors", layer, "add", {"name": "m", "fingerprint": "f"})
+    kept = load_layer(tmp_path / "layer.safetensors")
+    again = kept.layer
+    assert kept.place == "add" and kept.model == {"name": "m", "fingerprint": "f"}
     x = drawn(2, 3, 16, seed=5)
     assert again.spec == layer.spec and torch.equal(again(x), layer.eval()(x))
     (tmp_path / "other").write_text("nothing")
@@ -522,7 +525,7 @@ def test_the_experiment_end_to_end(tmp_path):
     assert results.raises_k("boosted") and not results.raises_k("dense")
     assert results.curve("add", "boosted")[1][:, 0] == pytest.approx([0, 0], abs=1e-4)  # it begins as the original
     for kept in found.records:
-        layer = load_layer(tmp_path.parent / kept["layer"])
+        layer = load_layer(tmp_path.parent / kept["layer"]).layer
         text = FrozenText(lm, split(corpus, lm.tokenizer, train=10, held_out=6, max_tokens=9).held_out, show=False)
         assert run.by_document(layer, kept["place"], text).tolist() == pytest.approx(kept["losses"], abs=1e-4)
     draw.draw(results, path, tmp_path / "figures", "tiny-small")

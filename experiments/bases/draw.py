@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.bases.page import concentration_table, specificity_table
+from experiments.bases.page import concentration_table, matched_table, specificity_table
 from experiments.bases.run import RANDOM
 from experiments.bases.summary import Results
 from experiments.lab.commands import draw_command
@@ -30,7 +30,7 @@ def tables(results: Results) -> str:
     head = results.head
     made = f"`{head['command']}`: {len(results.records)} records, {head['seconds']} s on {head['hardware']}, {head['time']}."
     return "\n\n".join(
-        [made, *(table.markdown() for table in (concentration_table(results), specificity_table(results)))]
+        [made, *(table(results).markdown() for table in (concentration_table, specificity_table, matched_table))]
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from experiments.bases.run import IDENTITY, LEARNED, PCA, RANDOM
 from experiments.bases.summary import Results
+from experiments.lab.effects import LEVELS
 from experiments.lab.page import Picture, Section, Table, stored
 from shapley.shape import Interval
 
@@ -35,7 +37,7 @@ def section(results: Results, name: str) -> Section:
         "Are neurons the right players, or does another basis concentrate scores more, or give more specific clusters?",
         (_concentration(results), _specificity(results)),
         tuple(Picture(HERE / "figures" / f"{name}-{part}.png", text) for part, text in pictures.items()),
-        (concentration_table(results), specificity_table(results)),
+        (concentration_table(results), specificity_table(results), matched_table(results)),
         _caveats(results),
         results.head["command"],
     )
@@ -66,7 +68,23 @@ def _specificity(results: Results) -> str:
             f"Clusters of {results.players(fraction)} players take: {shapes}; more selective than neurons' on the same "
             f"prompts, beyond the interval: {_named(better)}"
         )
-    return f"{'. '.join(parts)}."
+    return ". ".join([*parts, *_at_matched_damage(results)]) + "."
+
+
+def _at_matched_damage(results: Results) -> list[str]:
+    """At the highest level that all bases reach; nothing where there is none."""
+    by_level = {level: {basis: results.matched(basis, level) for basis in results.bases} for level in LEVELS}
+    reached = [level for level, found in by_level.items() if not any(_missing(own.target) for own in found.values())]
+    if not reached:
+        return []
+    level, found = reached[-1], by_level[reached[-1]]
+    shapes = "; ".join(f"{basis} {own.selectivity.estimate:.2f} nats" for basis, own in found.items())
+    better = [basis for basis, own in found.items() if basis != IDENTITY and own.gain.low > 0]
+    worse = [basis for basis, own in found.items() if basis != IDENTITY and own.gain.high < 0]
+    return [
+        f"Where plain text's perplexity is up by {level:.0%}, selectivity is: {shapes}; beyond the interval above neurons': "
+        f"{_named(better)}, below: {_named(worse)}"
+    ]
 
 
 def _named(bases: list[str]) -> str:
@@ -133,5 +151,26 @@ def specificity_table(results: Results) -> Table:
     )
 
 
+def matched_table(results: Results) -> Table:
+    """The same where the clusters cost plain text as much."""
+    rows = []
+    for level in LEVELS:
+        for basis in results.bases:
+            own = results.matched(basis, level)
+            rows.append((f"{level:+.0%}", basis, *map(_interval, (own.target, own.others, own.selectivity, own.gain))))
+    return Table(
+        ("perplexity", "basis", "target", "off topic", "selectivity", "above neurons"),
+        tuple(rows),
+        "At matched general damage: where plain text's perplexity is up by as much, interpolated along the sizes from no "
+        "player on; nats [95%, over prompts].",
+    )
+
+
+def _missing(found: Interval) -> bool:
+    return math.isnan(found.estimate)
+
+
 def _interval(found: Interval, digits: int = 2) -> str:
+    if _missing(found):
+        return "–"
     return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"

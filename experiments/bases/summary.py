@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bases.run import BASES, CLUSTER, CONCENTRATION, IDENTITY
-from experiments.lab.effects import Effect, effect, resampled, totals
+from experiments.lab.effects import Effect, drawn_interval, effect, matched, resampled, totals
 from experiments.lab.results import Stored
 from shapley.keyed import keyed_rng
 from shapley.shape import Interval, percentiles
@@ -52,6 +52,17 @@ class Specific:
 
 
 @dataclass(frozen=True)
+class Matched:
+    """What clusters do at matched general damage, means over seeds of the basis; ``gain``: of selectivity, above neurons', on
+    the same resampled prompts. NaN where the damage is not reached."""
+
+    target: Interval
+    others: Interval
+    selectivity: Interval
+    gain: Interval
+
+
+@dataclass(frozen=True)
 class Results(Stored):
     """A stored file of the experiment: its head, and records of concentration and of clusters."""
 
@@ -90,6 +101,17 @@ class Results(Stored):
         above = own.selectivity.estimate - self._effect(neurons).selectivity.estimate
         drawn = self._selectivities(drops) - self._selectivities(neurons)
         return Specific(own, percentiles(above, drawn), tuple(seeds))
+
+    def matched(self, basis: str, level: float) -> Matched:
+        """What a basis's clusters do at a rise of plain text's perplexity."""
+        by_size = [self._drops(basis, fraction) for fraction in self.fractions]  # each [seeds, topics, prompts]
+        own = np.mean([self._matched(drops, level) for drops in zip(*by_size, strict=True)], axis=0)
+        neurons = self._matched([self._drops(IDENTITY, fraction)[0] for fraction in self.fractions], level)
+        target, others, selectivity = own
+        return Matched(*map(drawn_interval, (target, others, selectivity, selectivity - neurons[2])))
+
+    def _matched(self, drops: Sequence[FloatArray], level: float) -> FloatArray:
+        return matched(drops, self.head["watched"], self.topics, level, self.head["seed"])
 
     def players(self, fraction: float) -> int:
         """In a cluster."""

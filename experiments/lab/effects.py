@@ -13,11 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.lab.texts import PLAIN
-from shapley.shape import Interval, resampled_means
+from shapley.inference import at_matched_damage
+from shapley.shape import Interval, percentiles, resampled_means
 from shapley.types import FloatArray
 
 TARGET, SHARE, PERPLEXITY = 1.5, 1 / 8, 0.02  # the aim: nats, off-topic over target, rise of plain text's perplexity
+LEVELS = (0.02, 0.05, 0.1)  # rises of plain text's perplexity at which clusters are compared
 _BOOTSTRAPS = 2000
+_MATCHED_BOOTSTRAPS = 500
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,35 @@ def totals(matrix: FloatArray) -> FloatArray:
     column is plain text: ``[4, ...]``."""
     target, others = _own(matrix).mean(axis=-1), _others(matrix).mean(axis=-1)
     return np.stack([target, others, target - others, np.expm1(matrix[..., -1].mean(axis=-1))])
+
+
+def matched(
+    drops: Sequence[FloatArray], watched: Sequence[str], topics: Sequence[str], level: float, *key: object
+) -> FloatArray:
+    """``[3, 1 + resamples]``: target, others and selectivity where plain text's perplexity is up by ``level`` (*matched general
+    damage*), interpolated along the sizes of the clusters from no neuron on; of the prompts as they are, then of prompts drawn
+    anew. NaN where the level is not reached.
+
+    Args:
+        drops: by size, smallest first, ``[clusters, prompts]``.
+        watched: ``[prompts]``, their topics.
+        key: of the bootstrap; one key, one resampling of the prompts.
+    """
+    matrices = [
+        np.concatenate([matrix_of(own, watched, topics)[None], resampled(own, watched, topics, *key)]) for own in drops
+    ]
+    paths = np.stack([totals(matrix[: 1 + _MATCHED_BOOTSTRAPS]) for matrix in matrices], axis=-1)
+    paths = np.concatenate([np.zeros((*paths.shape[:2], 1)), paths], axis=-1)  # [4, 1 + resamples, 1 + sizes]
+    target, others, _, rise = paths
+    found = np.array(
+        [[at_matched_damage(*curve, level).drop for curve in zip(rise, path, strict=True)] for path in (target, others)]
+    )
+    return np.concatenate([found, found[:1] - found[1:]])
+
+
+def drawn_interval(values: FloatArray) -> Interval:
+    """Of ``[1 + resamples]``: the first, with the others' 95% interval."""
+    return percentiles(float(values[0]), values[1:])
 
 
 def _places(watched: Sequence[str], topics: Sequence[str]) -> list[np.ndarray]:

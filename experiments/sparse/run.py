@@ -27,11 +27,12 @@ from experiments.lab.results import store
 from experiments.sparse.simplicity import of_layer, of_neurons
 from shapley.builder import read_corpus
 from shapley.files import cache_directory, digest
-from shapley.hf.load import LanguageModel, load_model
+from shapley.hf.load import LanguageModel, describe, load_model
 from shapley.progress import say
 from shapley.sparse.frozen import FrozenText
 from shapley.sparse.insert import PLACES, Place, inserted, original_parameters
-from shapley.sparse.layer import LayerSpec, SparseLayer, save_layer, units_for
+from shapley.sparse.kept import save_layer
+from shapley.sparse.layer import LayerSpec, SparseLayer, units_for
 from shapley.sparse.text import split
 from shapley.sparse.train import Training, train
 from shapley.sparse.usage import dead, entropy, frequencies
@@ -123,12 +124,12 @@ def measured(
     text: FrozenText, held_out: FrozenText, place: Place, spec: LayerSpec, plan: Training, folder: Path, label: str
 ) -> dict[str, Any]:
     """Train a layer, or go on; what it came to. The layer is stored in ``folder``, for what is measured of its units later
-    (``shapley.sparse.layer.load_layer``, ``shapley.sparse.insert.inserted``)."""
+    (``shapley.sparse.kept.load_layer``, ``shapley.sparse.insert.inserted``)."""
     layer = SparseLayer(spec, text.write)
     name = digest(repr((spec, plan, place, text.digest, held_out.digest)).encode())[:16]
     done = train(layer, place, text, held_out, plan, folder / f"{name}.checkpoint", label=label)
     kept = folder / f"{name}.safetensors"
-    save_layer(kept, layer)
+    save_layer(kept, layer, place, describe(text.lm))
     shares = frequencies(layer, place, text)
     losses = rounded(by_document(layer, place, held_out))
     layer.winners.inference_factor = 1.0  # as it was trained

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from experiments.lab.effects import PERPLEXITY, SHARE, TARGET, Effect
+from experiments.lab.effects import LEVELS, PERPLEXITY, SHARE, TARGET, Effect
 from experiments.lab.page import Picture, Section, Table, stored
-from experiments.variations.summary import LEVELS, Results, smoothness
+from experiments.variations.summary import Results, smoothness
 from shapley.shape import Interval
 
 HERE = Path(__file__).parent

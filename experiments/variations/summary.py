@@ -7,16 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.lab.effects import Effect, effect, resampled, totals
+from experiments.lab.effects import Effect, drawn_interval, effect, matched
 from experiments.lab.results import Stored
 from experiments.variations.arms import arms_of
 from experiments.variations.run import FIRST, SECOND, WHOLE
-from shapley.inference import at_matched_damage, holm, matrix_contrast
-from shapley.shape import Interval, monotone_fit, percentiles
+from shapley.inference import holm, matrix_contrast
+from shapley.shape import Interval, monotone_fit
 from shapley.types import FloatArray
-
-LEVELS = (0.02, 0.05, 0.1)  # rises of plain text's perplexity at which arms are compared
-_MATCHED_BOOTSTRAPS = 500
 
 
 @dataclass(frozen=True)
@@ -71,14 +68,9 @@ class Results(Stored):
 
     def matched(self, arm: str, level: float) -> Matched:
         """The drops at a rise of plain text's perplexity, along the sizes from no neuron on; NaN where it is not reached."""
-        fractions = self.head["config"]["fractions"]
-        matrices = [self._resampled(self._wholly(arm, fraction)) for fraction in fractions]
-        paths = np.stack(
-            [totals(matrix[: 1 + _MATCHED_BOOTSTRAPS]) for matrix in matrices], axis=-1
-        )  # [4, draws, sizes]
-        paths = np.concatenate([np.zeros((*paths.shape[:2], 1)), paths], axis=-1)
-        target, others, _, rise = paths
-        return Matched(*(_at_level(rise, path, level) for path in (target, others)))
+        drops = [self._wholly(arm, fraction) for fraction in self.head["config"]["fractions"]]
+        target, others, _ = matched(drops, self.head["watched"], self.topics, level, self.head["seed"])
+        return Matched(drawn_interval(target), drawn_interval(others))
 
     def interaction(self, arm: str) -> tuple[Interval, Interval]:
         """By how much a whole cluster takes more from its topic than its two random halves do one by one, and what the whole
@@ -117,19 +109,7 @@ class Results(Stored):
     def _effect(self, drops: FloatArray) -> Effect:
         return effect(drops, self.head["watched"], self.topics, self.head["seed"])
 
-    def _resampled(self, drops: FloatArray) -> FloatArray:
-        """``[1 + resamples, topics, topics + 1]``, the prompts as they are first."""
-        matrix = self._effect(drops)
-        own = np.concatenate([matrix.matrix, matrix.plain[:, None]], axis=1)
-        return np.concatenate([own[None], resampled(drops, self.head["watched"], self.topics, self.head["seed"])])
-
 
 def smoothness(strengths: Sequence[float], drops: Sequence[float]) -> float:
     """R^2 of the monotone fit of a drop over strengths, zero first (docs/curves.md)."""
     return monotone_fit([0.0, *strengths], -np.array([0.0, *drops]))[1]
-
-
-def _at_level(rise: FloatArray, path: FloatArray, level: float) -> Interval:
-    """Of ``[1 + resamples, sizes]``, the first row's drop at the level, with its interval over the others."""
-    found = np.array([at_matched_damage(own, drop, level).drop for own, drop in zip(rise, path, strict=True)])
-    return percentiles(float(found[0]), found[1:])

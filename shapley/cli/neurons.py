@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,14 @@ from shapley.cli.options import model_options, parse_memory
 from shapley.clusters import DEFAULT_GUARD, Cluster, rank
 from shapley.errors import ShapleyError
 from shapley.files import check_output, write_text
+from shapley.impairment import SITES
 from shapley.store import ScoreFile
+from shapley.types import Site
 
 if TYPE_CHECKING:
-    from shapley.look.seen import Player
+    from shapley.hf.load import LanguageModel
+    from shapley.look.players import Player, Players
+    from shapley.sparse.kept import KeptLayer
 
 _TOP_K = 50
 
@@ -26,8 +31,18 @@ _TOP_K = 50
 @click.option("--topic", help="The highest-scoring players of this topic in SCORES.")
 @click.option("--top-k", type=click.IntRange(1), help=f"So many of them.  [default: {_TOP_K}]")
 @click.option("--versus", multiple=True, metavar="TOPIC", help="Rank by contrast with these topics.")
-@click.option("--cluster", type=click.Path(path_type=Path), help="The neurons of a cluster file, instead.")
-@click.option("--players", "named", metavar="L:N,…", help="These neurons, by layer and number, instead.")
+@click.option("--cluster", type=click.Path(path_type=Path), help="The players of a cluster file, instead.")
+@click.option("--players", "named", metavar="L:N,…", help="These players, by layer and number, instead.")
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="So many players, drawn at random, instead.")
+@click.option(
+    "--site",
+    type=click.Choice(SITES),
+    help="Of --players and --sample: mlp_hidden for neurons, the others for directions of the residual stream. "
+    "[default: that of SCORES, or mlp_hidden]",
+)
+@click.option(
+    "--sparse", type=click.Path(path_type=Path), help="Of --players and --sample: units of this trained sparse layer."
+)
 @click.option(
     "--corpus", default="embedded", show_default=True, help="Passages: a CSV file of topic,text, or a corpus' name."
 )
@@ -46,6 +61,9 @@ def neurons(
     versus: tuple[str, ...],
     cluster: Path | None,
     named: str | None,
+    sample: int | None,
+    site: Site | None,
+    sparse: Path | None,
     corpus: str,
     text_column: str,
     topic_column: str,
@@ -61,18 +79,20 @@ def neurons(
 ) -> None:
     """Look at neurons: what they are active on, what they write, their scores, and how simple they are.
 
-    Which: the top of a topic in SCORES (--topic), or --cluster, or --players. As one HTML page (--out), as JSON (--json), or
-    both.
+    Which: the top of a topic in SCORES (--topic), or --cluster, --players or --sample. Directions (--basis, --site) and the
+    units of a sparse layer (--sparse) are looked at in the same way. As one HTML page (--out), as JSON (--json), or both.
     """
     if out is None and not as_json:
         raise ShapleyError("nothing to write: give --out PAGE.html, or --json")
     if out is not None:
         if out.suffix.lower() not in (".html", ".htm"):
             raise ShapleyError(f"--out {out}: expected a name that ends in .html")
-        inputs = [path for path in (scores, cluster) if path is not None]
+        inputs = [path for path in (scores, cluster, sparse) if path is not None]
         check_output(out, overwrite=overwrite, inputs=inputs, resumable=False)
+    _check_ways(topic, top_k, versus, cluster, named, sample)
     file = None if scores is None else ScoreFile(scores)
-    players = _players(file, topic, top_k, versus, cluster, named)
+    asked = _asked(file, topic, top_k, versus, cluster, named, site)
+    layer = None if sparse is None else _sparse(sparse, file, topic, cluster, site)
     texts = read_corpus(corpus, text_column, topic_column)
     from shapley.hf.load import describe, load_model
     from shapley.look.cards import record
@@ -82,32 +102,55 @@ def neurons(
     lm = load_model(model, device=device, trust_remote_code=trust_remote_code)
     if cluster is not None:
         Cluster.load(cluster).check_model(describe(lm), cluster)
-    found = record(lm, players, cut(texts, lm.tokenizer, tokens, passages), file, parse_memory(memory))
+    if sparse is not None and layer is not None:
+        layer.check_model(describe(lm), sparse)
+    every = _every(lm, asked.site, layer)
+    players = every.sample(sample) if sample is not None else asked.players
+    found = record(every, players, cut(texts, lm.tokenizer, tokens, passages), file, parse_memory(memory))
     if as_json:
         click.echo(json.dumps(found))
     if out is not None:
-        title = f"{len(players)} neurons of {lm.name}" + (f": {topic}" if topic else "")
-        write_text(out, page(found, title))
-        click.echo(f"{len(players)} neurons: {out}", err=as_json)
+        what = f"{len(players)} {every.noun}" + ("" if len(players) == 1 else "s")
+        write_text(out, page(found, f"{what} of {lm.name}" + (f": {topic}" if topic else "")))
+        click.echo(f"{what}: {out}", err=as_json)
 
 
-def _players(
+@dataclass(frozen=True)
+class _Asked:
+    """Columns of a site; none yet, where they are drawn at random."""
+
+    site: Site
+    players: list[Player]
+
+
+def _check_ways(
+    topic: str | None,
+    top_k: int | None,
+    versus: tuple[str, ...],
+    cluster: Path | None,
+    named: str | None,
+    sample: int | None,
+) -> None:
+    given = {"--topic": topic, "--cluster": cluster, "--players": named, "--sample": sample}
+    ways = [way for way, value in given.items() if value is not None]
+    if len(ways) != 1:
+        raise ShapleyError(
+            f"{' and '.join(ways) or 'no neurons'} given: name them by one of --topic (of SCORES), --cluster, --players and "
+            "--sample"
+        )
+    if topic is None and (top_k is not None or versus):
+        raise ShapleyError("--top-k and --versus go with --topic: leave them away")
+
+
+def _asked(
     file: ScoreFile | None,
     topic: str | None,
     top_k: int | None,
     versus: tuple[str, ...],
     cluster: Path | None,
     named: str | None,
-) -> list[Player]:
-    ways = [
-        way for way, given in (("--topic", topic), ("--cluster", cluster), ("--players", named)) if given is not None
-    ]
-    if len(ways) != 1:
-        raise ShapleyError(
-            f"{' and '.join(ways) or 'no neurons'} given: name them by one of --topic (of SCORES), --cluster and --players"
-        )
-    if topic is None and (top_k is not None or versus):
-        raise ShapleyError("--top-k and --versus go with --topic: leave them away")
+    site: Site | None,
+) -> _Asked:
     if topic is not None:
         if file is None:
             raise ShapleyError(f"--topic {topic} is of a score file: name it")
@@ -117,12 +160,43 @@ def _players(
             raise ShapleyError(
                 f"the players of {file.path} are groups: give --players, the neurons that you want to see"
             )
-        return [(int(i) // width, int(i) % width) for i in ranking.best(_TOP_K if top_k is None else top_k)]
+        best = ranking.best(_TOP_K if top_k is None else top_k)
+        own = _agreed(site, file.attrs(topic)["site"], file.path)
+        return _Asked(own, [(int(i) // width, int(i) % width) for i in best])
     if cluster is not None:
         found = Cluster.load(cluster)
-        if found.site != "mlp_hidden":
-            raise ShapleyError(f"{cluster} holds columns of {found.site}: neurons are those of mlp_hidden")
-        return list(found.neurons)
-    from shapley.look.cards import parse_players
+        return _Asked(_agreed(site, found.site, cluster), list(found.neurons))
+    if site is None and file is not None and file.topics:
+        site = file.attrs(file.topics[0])["site"]
+    from shapley.look.players import parse_players
 
-    return parse_players(named or "")
+    return _Asked(site or "mlp_hidden", parse_players(named) if named is not None else [])
+
+
+def _agreed(asked: Site | None, own: Site, path: Path) -> Site:
+    if asked not in (None, own):
+        raise ShapleyError(f"{path} holds columns of {own}, not of {asked}: leave --site away")
+    return own
+
+
+def _sparse(
+    sparse: Path, file: ScoreFile | None, topic: str | None, cluster: Path | None, site: Site | None
+) -> KeptLayer:
+    given = {"SCORES": file, "--topic": topic, "--cluster": cluster, "--site": site}
+    wrong = [name for name, value in given.items() if value is not None]
+    if wrong:
+        raise ShapleyError(
+            f"--sparse {sparse} and {wrong[0]}: units of a sparse layer have neither scores nor a site; name them by "
+            "--players or --sample"
+        )
+    from shapley.sparse.kept import load_layer
+
+    return load_layer(sparse)
+
+
+def _every(lm: LanguageModel, site: Site, layer: KeptLayer | None) -> Players:
+    from shapley.look.players import Directions, Neurons, Units
+
+    if layer is not None:
+        return Units(lm, layer)
+    return Neurons(lm) if site == "mlp_hidden" else Directions(lm, site)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from shapley.errors import ShapleyError
-from shapley.hf.load import LanguageModel, describe
+from shapley.hf.load import describe
+from shapley.look.players import Player, Players
 from shapley.look.rules import Rule, rules
-from shapley.look.seen import Passages, Player, Seen, observed
-from shapley.look.writes import directions, nearest, token_effects
+from shapley.look.seen import Passages, Seen, observed
+from shapley.look.writes import nearest, token_effects
 from shapley.store import ScoreFile
 from shapley.types import Float32Array, FloatArray
 
@@ -28,15 +29,16 @@ _SEED = 0
 
 
 def record(
-    lm: LanguageModel,
+    every: Players,
     players: Sequence[Player],
     passages: Passages,
     scores: ScoreFile | None = None,
     memory: int | None = None,
 ) -> dict[str, Any]:
-    """Of all players, in their order.
+    """Of players, in their order.
 
     Args:
+        every: what they are players of.
         scores: to be shown beside.
         memory: bytes for activations.
 
@@ -46,13 +48,15 @@ def record(
     Raises:
         ShapleyError: a player that the model does not have, or scores of another model.
     """
+    lm = every.lm
     if scores is not None:
         scores.check_model(describe(lm))
-    seen = observed(lm, players, passages, memory)
+        _check_site(scores, every)
+    seen = observed(every, players, passages, memory)
     texts = _Texts(lm.tokenizer)
-    written = directions(lm, players)
+    written = every.directions(players)
     effects = token_effects(lm, written)
-    close = nearest(lm, players, written, _NEAREST)
+    close = nearest(every, players, written, _NEAREST)
     by_topic = _scores(scores, players)
     cards = [
         {
@@ -72,6 +76,8 @@ def record(
         "format": FORMAT,
         "version": VERSION,
         "model": describe(lm),
+        "site": every.site,
+        "noun": every.noun,
         "scores": None if scores is None else {"file": scores.path.name, "topics": scores.topics},
         "text": {
             "passages": len(passages.ids),
@@ -82,6 +88,15 @@ def record(
         "seed": _SEED,
         "players": cards,
     }
+
+
+def _check_site(scores: ScoreFile, every: Players) -> None:
+    other = next((topic for topic in scores.topics if scores.attrs(topic)["site"] != every.site), None)
+    if other is not None:
+        raise ShapleyError(
+            f"{scores.path} holds scores of {scores.attrs(other)['site']} ({other}), not of the {every.noun}s asked for: give "
+            f"scores of {every.site}, or none"
+        )
 
 
 class _Texts:
@@ -164,20 +179,3 @@ def _examples(seen: Seen, i: int, texts: _Texts) -> Iterator[dict[str, Any]]:
 def _likeliest(effects: torch.Tensor, texts: _Texts, sign: int = 1) -> list[list[Any]]:
     values, tokens = effects.topk(min(_TOKENS, len(effects)))
     return [[texts(int(token)), round(sign * float(value), 2)] for value, token in zip(values, tokens, strict=True)]
-
-
-def parse_players(text: str) -> list[Player]:
-    """Read ``LAYER:NEURON,LAYER:NEURON,…``.
-
-    Raises:
-        ShapleyError: not in this notation, or a player twice.
-    """
-    players = []
-    for part in text.split(","):
-        layer, _, column = part.strip().partition(":")
-        if not (layer.isdecimal() and column.isdecimal()):
-            raise ShapleyError(f"players {text!r}: expected LAYER:NEURON, several with commas, as 3:120,17:4")
-        players.append((int(layer), int(column)))
-    if len(set(players)) < len(players):
-        raise ShapleyError(f"players {text!r}: one is named twice")
-    return players

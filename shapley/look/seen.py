@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 from shapley.errors import ShapleyError
-from shapley.hf.hooks import attach
-from shapley.hf.load import LanguageModel, fast_dtype
+from shapley.hf.load import fast_dtype
 from shapley.hf.scoring import default_memory
 from shapley.hf.statistics import pad_right
 from shapley.keyed import keyed_rng
+from shapley.look.players import Player, Players
 from shapley.progress import Progress
 from shapley.types import Float32Array, IntArray
 
 _BATCH_TOKENS = 2048
-Player = tuple[int, int]  # layer, column of mlp_hidden
 
 
 @dataclass(frozen=True)
@@ -74,16 +73,14 @@ def cut(corpus: Mapping[str, Sequence[str]], tokenizer: Any, most_tokens: int, n
     return Passages(tuple(own for _, own in kept), tuple(topic for topic, _ in kept))
 
 
-def observed(lm: LanguageModel, players: Sequence[Player], passages: Passages, memory: int | None = None) -> Seen:
+def observed(every: Players, players: Sequence[Player], passages: Passages, memory: int | None = None) -> Seen:
     """Run the model over the passages, in as many tokens at a time as fit into ``memory`` bytes.
 
     Raises:
         ShapleyError: a player that the model does not have.
     """
-    n_layers, width = lm.sites.n_layers, lm.sites.d_mlp
-    for layer, column in players:
-        if not (0 <= layer < n_layers and 0 <= column < width):
-            raise ShapleyError(f"player {layer}:{column} is not in {lm.name}, which has {n_layers} layers of {width}")
+    every.check(players)
+    lm = every.lm
     lengths = np.array([len(own) for own in passages.ids])
     start = np.concatenate([[0], np.cumsum(lengths)])
     activation = np.full((start[-1], len(players)), np.nan, dtype=np.float32)
@@ -93,7 +90,7 @@ def observed(lm: LanguageModel, players: Sequence[Player], passages: Passages, m
     progress = Progress(len(order), f"activations of {lm.name}", "passages")
     for first in range(0, len(order), size):
         batch = order[first : first + size]
-        found = _activations(lm, players, [passages.ids[i] for i in batch])
+        found = _activations(every, players, [passages.ids[i] for i in batch])
         for i, own in zip(batch, found, strict=True):
             activation[start[i] + 1 : start[i + 1]] = own[1 : lengths[i]]
         progress.reach(first + len(batch))
@@ -102,27 +99,28 @@ def observed(lm: LanguageModel, players: Sequence[Player], passages: Passages, m
     return Seen(passages, tokens, np.repeat(np.arange(len(lengths)), lengths), activation)
 
 
-def _activations(lm: LanguageModel, players: Sequence[Player], ids: Sequence[Sequence[int]]) -> Float32Array:
+def _activations(every: Players, players: Sequence[Player], ids: Sequence[Sequence[int]]) -> Float32Array:
     """``[rows, tokens, players]`` of a batch."""
+    lm = every.lm
     rows, valid = pad_right(ids, lm.pad_id)
     found = torch.zeros(*rows.shape, len(players))
     dtype = fast_dtype(lm.device)
     short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
     with ExitStack() as stack:
+        stack.enter_context(every.running())
         for layer in {layer for layer, _ in players}:
             places = [i for i, (own, _) in enumerate(players) if own == layer]
             columns = torch.tensor([players[i][1] for i in places], device=lm.device)
-            stack.callback(attach(lm.sites.blocks[layer], "mlp_hidden", _keeper(found, places, columns)).remove)
+            stack.callback(every.watch(layer, _keeper(found, places, columns)).remove)
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.autocast(lm.device.type, dtype=dtype, enabled=dtype != torch.float32))
         lm.model(input_ids=rows.to(lm.device), attention_mask=valid.long().to(lm.device), use_cache=False, **short)
     return np.asarray(found.numpy())
 
 
-def _keeper(found: Tensor, places: list[int], columns: Tensor) -> Callable[[Tensor], Tensor]:
-    def keep(x: Tensor) -> Tensor:
+def _keeper(found: Tensor, places: list[int], columns: Tensor) -> Callable[[Tensor], None]:
+    def keep(x: Tensor) -> None:
         chosen = x[..., columns.to(x.device)].float().cpu()
         found[..., places] = chosen.view(*found.shape[:2], -1)  # some families flatten rows and tokens
-        return x
 
     return keep

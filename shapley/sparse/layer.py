@@ -6,24 +6,17 @@ as many parameters has (``units_for``).
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu, rms_norm
 
 from shapley.errors import ShapleyError, unknown_name
-from shapley.files import atomic_path
 from shapley.keyed import keyed_rng
 from shapley.sparse.winners import Rule, Winners
-
-_FORMAT = "neuron-shapley-sparse-layer"
 
 
 @dataclass(frozen=True)
@@ -166,35 +159,18 @@ class SparseLayer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             normed = rms_norm(x.float(), (self.spec.width,), eps=1e-6)
             values = relu(self.up(normed)) if self.spec.activation == "relu" else gelu(self.up(normed))
-            out: Tensor = self.down(self.winners(values, real)) * (self.gain * self.spec.k**-0.5)
+            out: Tensor = self.down(self.winners(values, real)) * self._scale
         return out.to(x.dtype)
+
+    def written(self) -> Tensor:
+        """``[units, width]``: what each unit adds by one unit of its activation."""
+        return self.down.weight.T * self._scale
+
+    @property
+    def _scale(self) -> Tensor:
+        return self.gain * self.spec.k**-0.5
 
     @property
     def parameter_count(self) -> int:
         """Of parameters that are not held at zero."""
         return int(self.up.kept.sum()) + self.up.bias.numel() + self.down.weight.numel() + self.down.bias.numel()
-
-
-def save_layer(path: Path, layer: SparseLayer) -> None:
-    """Write a layer to a safetensors file, atomically; its spec is in the metadata."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in layer.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"format": _FORMAT, "spec": json.dumps(asdict(layer.spec))})
-
-
-def load_layer(path: Path) -> SparseLayer:
-    """The layer of a file, in evaluation mode.
-
-    Raises:
-        ShapleyError: no such file, or of something else.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ShapleyError(f"{path} holds no sparse layer")
-            layer = SparseLayer(LayerSpec(**json.loads(metadata["spec"])))
-            layer.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ShapleyError(f"cannot read the sparse layer {path}: {error}") from error
-    return layer.eval()

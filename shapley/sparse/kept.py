@@ -1,0 +1,72 @@
+"""Trained layers in files: with the place that they were trained for, and the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from shapley.errors import ShapleyError
+from shapley.files import atomic_path
+from shapley.sparse.insert import Place
+from shapley.sparse.layer import LayerSpec, SparseLayer
+
+_FORMAT = "neuron-shapley-sparse-layer"
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """A layer, in evaluation mode, and what it was trained in.
+
+    Attributes:
+        place: for ``shapley.sparse.insert.inserted``.
+        model: as ``shapley.hf.load.describe`` gives it.
+    """
+
+    layer: SparseLayer
+    place: Place
+    model: Mapping[str, Any]
+
+    def check_model(self, model: Mapping[str, Any], path: Path) -> None:
+        """Raises ShapleyError when the layer was trained in another model."""
+        if self.model["fingerprint"] != model["fingerprint"]:
+            raise ShapleyError(
+                f"{path} belongs to another model: the layer was trained in {self.model['name']} "
+                f"(fingerprint {self.model['fingerprint']}), not in {model['name']} ({model['fingerprint']})"
+            )
+
+
+def save_layer(path: Path, layer: SparseLayer, place: Place, model: Mapping[str, Any]) -> None:
+    """Write a layer to a safetensors file, atomically; what is no tensor is in the metadata."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in layer.state_dict().items()}
+    metadata = {
+        "format": _FORMAT,
+        "spec": json.dumps(asdict(layer.spec)),
+        "place": place,
+        "model": json.dumps(dict(model)),
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_layer(path: Path) -> KeptLayer:
+    """The layer of a file.
+
+    Raises:
+        ShapleyError: no such file, or of something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT or "place" not in metadata:
+                raise ShapleyError(f"{path} holds no sparse layer of this version")
+            layer = SparseLayer(LayerSpec(**json.loads(metadata["spec"])))
+            layer.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ShapleyError(f"cannot read the sparse layer {path}: {error}") from error
+    return KeptLayer(layer.eval(), metadata["place"], json.loads(metadata["model"]))
