@@ -27,17 +27,14 @@ from shapley.impairment import Impairment
 from shapley.look import seen as seen_module
 from shapley.look.cards import record
 from shapley.look.page import page
-from shapley.look.players import Directions, Neurons, Units, parse_players
+from shapley.look.players import Directions, Neurons, parse_players
 from shapley.look.rules import rules
 from shapley.look.seen import Passages, Seen, cut, observed
 from shapley.look.writes import nearest, token_effects
 from shapley.prompts import Prompt, TopicPrompts
 from shapley.runs import estimate
-from shapley.sparse.insert import inserted
-from shapley.sparse.kept import KeptLayer, save_layer
-from shapley.sparse.layer import LayerSpec, SparseLayer
 from shapley.store import ScoreFile
-from tests.tiny import tiny_lm
+from tests.tiny import tiny_lm, with_units
 
 PLAYERS = [(2, 5), (0, 3), (2, 1)]
 CORPUS = {
@@ -160,28 +157,22 @@ def test_directions_write_themselves_and_are_near_to_neurons_that_write_along_th
         every.check([(0, 16)])
 
 
-def trained(lm, place, rule="top-k"):
-    layer = SparseLayer(LayerSpec(16, 40, rule, density=0.2, inference_factor=1.5), gain=3.0)
-    torch.nn.init.normal_(layer.down.weight, generator=torch.Generator().manual_seed(1))
-    return KeptLayer(layer.eval(), place, describe(lm))
-
-
-@pytest.mark.parametrize(("place", "number"), [("replace", 2), ("add", 3)])
-def test_units_of_a_sparse_layer(place, number):
-    lm = tiny_lm("llama")
-    own, every = passages(lm), Units(lm, trained(lm, place))
-    players = [(number, unit) for unit in (0, 7, 39)]
+@pytest.mark.parametrize("place", ["replace", "add"])
+def test_units_of_a_sparse_layer(place):
+    lm = with_units(tiny_lm("llama"), place)
+    own, every = passages(lm), Neurons(lm)
+    players = [(0, unit) for unit in (0, 7, 39)]
     found = observed(every, players, own)
-    layer, rows, last = every.kept.layer, [], []
+    rows, last = [], []
     moved = torch.zeros(40)
 
     def watch(module, args, output):
         rows.append(output[0])
         return output + moved
 
-    with inserted(lm, layer, place), torch.no_grad():
+    with torch.no_grad():
         handles = [
-            layer.winners.register_forward_hook(watch),
+            lm.model.sparse_layer.winners.register_forward_hook(watch),
             lm.model.model.norm.register_forward_pre_hook(lambda module, args: last.append(args[0][0])),
         ]
         lm.model(input_ids=torch.tensor([own.ids[0]]))
@@ -191,12 +182,14 @@ def test_units_of_a_sparse_layer(place, number):
             handle.remove()
     np.testing.assert_allclose(found.activation[found.passage == 0][1:], rows[0][1:, [0, 7, 39]], atol=1e-5)
     assert (np.nan_to_num(found.activation) != 0).mean() < 0.4  # what did not win is not active
-    torch.testing.assert_close(last[1] - last[0], every.directions(players)[1].expand_as(last[0]), atol=1e-4, rtol=1e-4)
+    written = torch.nn.functional.normalize(every.directions(players)[1], dim=0)
+    change = torch.nn.functional.normalize(last[1] - last[0], dim=1)
+    torch.testing.assert_close(change, written.expand_as(change), atol=1e-4, rtol=1e-4)
     [near, *_] = nearest(every, players, every.directions(players), 39)
-    assert {layer for (layer, _), _ in near} == {number} and (number, 0) not in dict(near)
-    card = record(every, players, own)["players"][0]
-    assert card["layer"] == number and card["promoted"]
-    with pytest.raises(ShapleyError, match=f"units are 0 to 39 of layer {number}"):
+    assert {layer for (layer, _), _ in near} == {0} and (0, 0) not in dict(near)
+    shown = record(every, players, own)
+    assert shown["noun"] == "unit" and shown["players"][0]["promoted"]
+    with pytest.raises(ShapleyError, match="units are 0 to 39 of layer 0"):
         every.check([(1, 0)])
 
 
@@ -349,8 +342,6 @@ def test_the_page_searches_and_sorts_in_a_browser(found, tmp_path):
         (["nowhere.h5", "--topic", "a", "--json"], "nowhere.h5"),
         (["--cluster", "nowhere.json", "--json"], "no cluster file"),
         (["--sample", "3", "--players", "0:1", "--json"], "--players and --sample given"),
-        (["--sample", "3", "--site", "mlp_in", "--sparse", "nowhere", "--json"], "--sparse nowhere and --site"),
-        (["--sample", "3", "--sparse", "nowhere.safetensors", "--json"], "cannot read the sparse layer nowhere"),
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(arguments, said, monkeypatch, tmp_path):
@@ -381,7 +372,7 @@ def test_command(lm, tmp_path, monkeypatch):
     assert "--overwrite" in str(again.exception)
 
 
-def test_command_for_directions_and_units(lm, tmp_path, monkeypatch):
+def test_command_for_directions(lm, tmp_path, monkeypatch):
     monkeypatch.setattr("shapley.hf.load.load_model", lambda name, **options: lm)
     monkeypatch.chdir(tmp_path)
 
@@ -394,12 +385,6 @@ def test_command_for_directions_and_units(lm, tmp_path, monkeypatch):
         return Path("p.html").read_text()
 
     assert "2 directions of tiny" in shown("--sample", "2", "--site", "mlp_in")
-    kept = trained(lm, "add")
-    save_layer(Path("own.safetensors"), kept.layer, "add", kept.model)
-    page = shown("--sparse", "own.safetensors", "--players", "3:7", "--overwrite")
-    assert "1 unit of tiny" in page and "sparse layer, add" in page
-    save_layer(Path("other.safetensors"), kept.layer, "add", kept.model | {"fingerprint": "0"})
-    assert "belongs to another model" in shown("--sparse", "other.safetensors", "--sample", "2", "--overwrite")
     Cluster(((0, 3),), "mlp_out").save("c.json")
     assert "c.json holds columns of mlp_out" in shown("--cluster", "c.json", "--site", "mlp_hidden", "--overwrite")
     assert "1 direction of tiny" in shown("--cluster", "c.json", "--overwrite")

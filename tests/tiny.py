@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from shapley.hf.load import LanguageModel
+from shapley.hf.sites import find_sites
+from shapley.sparse.insert import Place, insert
+from shapley.sparse.layer import LayerSpec, SparseLayer
 
 FAMILIES = (
     "gpt2 gpt_neo gpt_neox gptj llama mistral qwen2 qwen3 gemma2 gemma3_text opt phi phi3 falcon bloom stablelm olmo2"
@@ -63,3 +67,12 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_lm(family: str = "gpt2", **sizes: int) -> LanguageModel:
     return LanguageModel(tiny_model(family, **sizes), word_tokenizer(), f"tiny-{family}", "local")
+
+
+def with_units(lm: LanguageModel, place: Place, **spec: Any) -> LanguageModel:
+    """A copy of the model with a random sparse layer in it, whose 40 units are its players."""
+    model = copy.deepcopy(lm.model)
+    layer = SparseLayer(LayerSpec(16, 40, density=0.2, inference_factor=1.5, **spec), gain=3.0)
+    torch.nn.init.normal_(layer.down.weight, generator=torch.Generator().manual_seed(1))
+    insert(model, find_sites(model), layer, place, lm.name)
+    return LanguageModel(model, lm.tokenizer, f"{lm.name}@sparse:{place}", "local")

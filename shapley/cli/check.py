@@ -19,14 +19,21 @@ def check(model: str, device: str, trust_remote_code: bool, as_json: bool) -> No
     """Print the sites found in MODEL, and check on it that hooks do what they promise."""
     from shapley.hf.invariants import check_model
     from shapley.hf.load import describe, load_model
+    from shapley.sparse.insert import has_units
 
     lm = load_model(model, device=device, trust_remote_code=trust_remote_code)
     sites, found = lm.sites, describe(lm)
+    family = sites.family
+    of = (
+        ("sparse_layer", "sparse_layer.down", "sparse_layer")
+        if has_units(lm.model)
+        else (family.entry, family.down, family.exit)
+    )
     where = {
         "blocks": sites.blocks_path,
-        "mlp_in": f"input of {sites.family.entry}",
-        "mlp_hidden": f"input of {sites.family.down}",
-        "mlp_out": f"output of {sites.family.exit}",
+        "mlp_in": f"input of {of[0]}",
+        "mlp_hidden": f"input of {of[1]}",
+        "mlp_out": f"output of {of[2]}",
     }
     if not as_json:
         click.echo(f"{lm.architecture} {model}, fingerprint {lm.fingerprint}, on {lm.device}")

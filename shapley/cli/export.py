@@ -44,7 +44,9 @@ def export(model: str, kind: str, strength: float, site: str, cluster: Path | No
     from shapley.hf.load import describe, load_model
 
     if split_name(model)[1] is not None:
-        raise ShapleyError(f"{model} has a basis, which other engines would not know: export the model without one")
+        raise ShapleyError(
+            f"{model} has a basis or a sparse layer, which other engines would not know: export the model without"
+        )
     lm = load_model(model, device="cpu", dtype=dtype)
     before = describe(lm)
     impairment = Impairment(kind, strength, site)  # type: ignore[arg-type]

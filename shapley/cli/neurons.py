@@ -21,7 +21,6 @@ from shapley.types import Site
 if TYPE_CHECKING:
     from shapley.hf.load import LanguageModel
     from shapley.look.players import Player, Players
-    from shapley.sparse.kept import KeptLayer
 
 _TOP_K = 50
 
@@ -29,7 +28,7 @@ _TOP_K = 50
 @click.command()
 @click.argument("scores", required=False, type=click.Path(path_type=Path))
 @click.option("--topic", help="The highest-scoring players of this topic in SCORES.")
-@click.option("--top-k", type=click.IntRange(1), help=f"So many of them.  [default: {_TOP_K}]")
+@click.option("--top-k", type=click.IntRange(1), help=f"So many of them. [default: {_TOP_K}, or all]")
 @click.option("--versus", multiple=True, metavar="TOPIC", help="Rank by contrast with these topics.")
 @click.option("--cluster", type=click.Path(path_type=Path), help="The players of a cluster file, instead.")
 @click.option("--players", "named", metavar="L:N,…", help="These players, by layer and number, instead.")
@@ -39,9 +38,6 @@ _TOP_K = 50
     type=click.Choice(SITES),
     help="Of --players and --sample: mlp_hidden for neurons, the others for directions of the residual stream. "
     "[default: that of SCORES, or mlp_hidden]",
-)
-@click.option(
-    "--sparse", type=click.Path(path_type=Path), help="Of --players and --sample: units of this trained sparse layer."
 )
 @click.option(
     "--corpus", default="embedded", show_default=True, help="Passages: a CSV file of topic,text, or a corpus' name."
@@ -63,7 +59,6 @@ def neurons(
     named: str | None,
     sample: int | None,
     site: Site | None,
-    sparse: Path | None,
     corpus: str,
     text_column: str,
     topic_column: str,
@@ -80,19 +75,20 @@ def neurons(
     """Look at neurons: what they are active on, what they write, their scores, and how simple they are.
 
     Which: the top of a topic in SCORES (--topic), or --cluster, --players or --sample. Directions (--basis, --site) and the
-    units of a sparse layer (--sparse) are looked at in the same way. As one HTML page (--out), as JSON (--json), or both.
+    units of a sparse layer (--model MODEL@sparse:FILE) are looked at in the same way.
+
+    As one HTML page (--out), as JSON (--json), or both.
     """
     if out is None and not as_json:
         raise ShapleyError("nothing to write: give --out PAGE.html, or --json")
     if out is not None:
         if out.suffix.lower() not in (".html", ".htm"):
             raise ShapleyError(f"--out {out}: expected a name that ends in .html")
-        inputs = [path for path in (scores, cluster, sparse) if path is not None]
+        inputs = [path for path in (scores, cluster) if path is not None]
         check_output(out, overwrite=overwrite, inputs=inputs, resumable=False)
     _check_ways(topic, top_k, versus, cluster, named, sample)
     file = None if scores is None else ScoreFile(scores)
     asked = _asked(file, topic, top_k, versus, cluster, named, site)
-    layer = None if sparse is None else _sparse(sparse, file, topic, cluster, site)
     texts = read_corpus(corpus, text_column, topic_column)
     from shapley.hf.load import describe, load_model
     from shapley.look.cards import record
@@ -102,9 +98,7 @@ def neurons(
     lm = load_model(model, device=device, trust_remote_code=trust_remote_code)
     if cluster is not None:
         Cluster.load(cluster).check_model(describe(lm), cluster)
-    if sparse is not None and layer is not None:
-        layer.check_model(describe(lm), sparse)
-    every = _every(lm, asked.site, layer)
+    every = _every(lm, asked.site)
     players = every.sample(sample) if sample is not None else asked.players
     found = record(every, players, cut(texts, lm.tokenizer, tokens, passages), file, parse_memory(memory))
     if as_json:
@@ -160,7 +154,7 @@ def _asked(
             raise ShapleyError(
                 f"the players of {file.path} are groups: give --players, the neurons that you want to see"
             )
-        best = ranking.best(_TOP_K if top_k is None else top_k)
+        best = ranking.best(min(_TOP_K, len(ranking.order())) if top_k is None else top_k)
         own = _agreed(site, file.attrs(topic)["site"], file.path)
         return _Asked(own, [(int(i) // width, int(i) % width) for i in best])
     if cluster is not None:
@@ -179,24 +173,7 @@ def _agreed(asked: Site | None, own: Site, path: Path) -> Site:
     return own
 
 
-def _sparse(
-    sparse: Path, file: ScoreFile | None, topic: str | None, cluster: Path | None, site: Site | None
-) -> KeptLayer:
-    given = {"SCORES": file, "--topic": topic, "--cluster": cluster, "--site": site}
-    wrong = [name for name, value in given.items() if value is not None]
-    if wrong:
-        raise ShapleyError(
-            f"--sparse {sparse} and {wrong[0]}: units of a sparse layer have neither scores nor a site; name them by "
-            "--players or --sample"
-        )
-    from shapley.sparse.kept import load_layer
+def _every(lm: LanguageModel, site: Site) -> Players:
+    from shapley.look.players import Directions, Neurons
 
-    return load_layer(sparse)
-
-
-def _every(lm: LanguageModel, site: Site, layer: KeptLayer | None) -> Players:
-    from shapley.look.players import Directions, Neurons, Units
-
-    if layer is not None:
-        return Units(lm, layer)
     return Neurons(lm) if site == "mlp_hidden" else Directions(lm, site)

@@ -37,7 +37,7 @@ def _model_options(required: bool) -> Callable[[F], F]:
                 required=required,
                 metavar="MODEL",
                 is_eager=True,  # before --basis, which goes into its name
-                help="A hub id, a local directory, or smollm2.",
+                help="A hub id, a local directory, or smollm2; MODEL@sparse:FILE with a trained sparse layer in it.",
             ),
         ):
             command = option(command)
@@ -58,6 +58,10 @@ def _with_basis(context: click.Context, option: click.Parameter, basis: str | No
         raise ShapleyError("--basis turns the neurons of a model: give --model")
     from shapley.hf.bases import split_name
 
+    if basis.startswith("sparse:"):
+        raise ShapleyError(
+            f"--basis {basis}: a sparse layer is no basis; write --model {context.params['model']}@{basis}"
+        )
     name = f"{context.params['model']}@{basis}"
     if split_name(name)[1] is None:
         raise ShapleyError(

@@ -12,6 +12,8 @@ of the turned projection. It is written into a model's name, ``MODEL@BASIS``:
                     learn`` writes (``shapley.hf.learned``)
 ``residual:NAME``   one of the residual stream for all layers, by any of these names; a file's ``vectors`` are
                     ``[d_model, d_model]``
+
+``MODEL@sparse:FILE`` is no basis: a sparse layer that was trained in the model, its units for players (``shapley.sparse``).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from shapley.hf.sites import ModelSites
 from shapley.keyed import keyed_rng
 from shapley.types import Site
 
-RESIDUAL = "residual:"
+RESIDUAL, SPARSE = "residual:", "sparse:"
 _NAMED = re.compile(rf"(?:{RESIDUAL})?(?:identity|pca|random(?::\d{{1,9}})?)")
 _OFF = 1e-3  # from orthogonality, entry by entry: beyond what float32 or a file of half precision explains
 

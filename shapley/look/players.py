@@ -1,4 +1,4 @@
-"""Whom one can look at: neurons, directions of the residual stream, units of a sparse layer.
+"""Whom one can look at: neurons (or what plays in their place) and directions of the residual stream.
 
 A player is a layer and a column. What is shown of it needs its activation and the direction that it writes along; that is
 all that differs between the kinds.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +19,7 @@ from shapley.hf.hooks import attach
 from shapley.hf.load import LanguageModel
 from shapley.hf.sites import write_weights
 from shapley.keyed import keyed_rng
-from shapley.sparse.insert import inserted
-from shapley.sparse.kept import KeptLayer
+from shapley.sparse.insert import has_units
 from shapley.types import Site
 
 Player = tuple[int, int]  # layer, column
@@ -33,7 +30,11 @@ class Players(ABC):
     """All players of one kind in a model."""
 
     lm: LanguageModel
-    noun: ClassVar[str]  # of one of them
+
+    @property
+    @abstractmethod
+    def noun(self) -> str:
+        """Of one of them."""
 
     @property
     @abstractmethod
@@ -57,10 +58,6 @@ class Players(ABC):
     @abstractmethod
     def written(self, layer: int) -> Tensor:
         """``[width, d_model]``: what each adds to the residual stream by one unit of its activation; of a direction, itself."""
-
-    def running(self) -> AbstractContextManager[None]:
-        """While the model runs so that they are in it."""
-        return nullcontext()
 
     def company(self) -> Players:
         """Whom their nearest are sought among."""
@@ -90,10 +87,13 @@ class Players(ABC):
 
 @dataclass(frozen=True)
 class Neurons(Players):
-    """Columns of ``mlp_hidden``: neurons, or directions of a rotated basis of it."""
+    """Columns of ``mlp_hidden``: neurons, directions of a rotated basis of it, or units of a sparse layer."""
 
     lm: LanguageModel
-    noun: ClassVar[str] = "neuron"
+
+    @property
+    def noun(self) -> str:
+        return "unit" if has_units(self.lm.model) else "neuron"
 
     @property
     def site(self) -> str:
@@ -122,7 +122,10 @@ class Directions(Players):
 
     lm: LanguageModel
     of: Site
-    noun: ClassVar[str] = "direction"
+
+    @property
+    def noun(self) -> str:
+        return "direction"
 
     @property
     def site(self) -> str:
@@ -144,40 +147,6 @@ class Directions(Players):
 
     def company(self) -> Players:
         return Neurons(self.lm)
-
-
-@dataclass(frozen=True)
-class Units(Players):
-    """Units of a trained sparse layer in the model. The layer has the number of the block whose MLP it replaces; added after
-    the last block, the next number."""
-
-    lm: LanguageModel
-    kept: KeptLayer
-    noun: ClassVar[str] = "unit"
-
-    @property
-    def site(self) -> str:
-        return f"sparse layer, {self.kept.place}"
-
-    @property
-    def layers(self) -> range:
-        own = self.lm.sites.n_layers - (self.kept.place == "replace")
-        return range(own, own + 1)
-
-    @property
-    def width(self) -> int:
-        return self.kept.layer.spec.units
-
-    def running(self) -> AbstractContextManager[None]:
-        return inserted(self.lm, self.kept.layer, self.kept.place)
-
-    def watch(self, layer: int, keep: Callable[[Tensor], None]) -> RemovableHandle:
-        return self.kept.layer.winners.register_forward_hook(lambda module, args, output: keep(output))
-
-    def written(self, layer: int) -> Tensor:
-        with torch.no_grad():
-            rows = self.kept.layer.written()
-            return _after_mlp(self.lm, layer, rows) if self.kept.place == "replace" else rows
 
 
 def through_norm(norm: nn.Module, written: Tensor) -> Tensor:

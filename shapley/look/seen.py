@@ -107,7 +107,6 @@ def _activations(every: Players, players: Sequence[Player], ids: Sequence[Sequen
     dtype = fast_dtype(lm.device)
     short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
     with ExitStack() as stack:
-        stack.enter_context(every.running())
         for layer in {layer for layer, _ in players}:
             places = [i for i, (own, _) in enumerate(players) if own == layer]
             columns = torch.tensor([players[i][1] for i in places], device=lm.device)

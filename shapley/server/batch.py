@@ -157,7 +157,7 @@ class Batch:
         heads = config.num_attention_heads
         shared = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or self.lm.sites.d_model // heads
-        return int(2 * self.lm.sites.n_layers * shared * size * next(self.lm.model.parameters()).element_size())
+        return int(2 * config.num_hidden_layers * shared * size * next(self.lm.model.parameters()).element_size())
 
     def _forward(
         self, rows: Sequence[Running], ids: Tensor, valid: Tensor, positions: Tensor, cache: Any, *, short: bool

@@ -1,20 +1,24 @@
-"""A sparse layer in a Hugging Face model, in place of its last MLP or after its last block; undone at the end.
+"""A sparse layer in a Hugging Face model, in place of its last MLP or after its last block.
 
-The layer stays outside of the model's own parameters: ``layer.parameters()`` are what is trained.
+For a while (``inserted``), in which it stays outside of the model's own parameters: ``layer.parameters()`` are what is trained.
+Or for good (``insert``), which makes its units the model's players.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from shapley.errors import ShapleyError, unknown_name
-from shapley.hf.load import LanguageModel
+from shapley.hf.sites import BlockSites, ModelSites, set_sites
 from shapley.sparse.layer import SparseLayer
+
+if TYPE_CHECKING:
+    from shapley.hf.load import LanguageModel
 
 Place = Literal["replace", "add"]
 PLACES: tuple[Place, ...] = get_args(Place)
@@ -34,30 +38,62 @@ def inserted(lm: LanguageModel, layer: SparseLayer, place: Place) -> Iterator[No
     Raises:
         ShapleyError: another place, or a layer of another width.
     """
+    with ExitStack() as stack:
+        _insert(stack, lm.model, lm.sites, layer, place, lm.name)
+        yield
+
+
+def insert(model: Any, sites: ModelSites, layer: SparseLayer, place: Place, name: str) -> None:
+    """The same, for good: the layer becomes a part of the model and of its config, and its units, one layer of them, its
+    players (``find_sites``): ``mlp_hidden`` is what the winners give, ``mlp_in`` and ``mlp_out`` what the layer reads and
+    writes.
+
+    Args:
+        sites: the model's own.
+        name: of the model, to be told.
+
+    Raises:
+        ShapleyError: as ``inserted``.
+    """
+    last = sites.blocks[-1]
+    # Behind the MLP's own norm, where there is one: there the layer's output is not yet what is added.
+    end = last.exit if place == "replace" and sites.undoes_gain else layer
+    stack = ExitStack()
+    _insert(stack, model, sites, layer, place, name)
+    stack.pop_all()
+    model.sparse_layer = layer
+    model.config.sparse_layer = {"place": place} | asdict(layer.spec)  # so that the fingerprint tells it
+    units = (BlockSites(last.block, layer.down, layer, end, (layer.up,)),)
+    set_sites(model, ModelSites(units, sites.blocks_path, sites.family, layer.spec.units, sites.d_model))
+
+
+def has_units(model: Any) -> bool:
+    """Whether a model's players are units of a sparse layer."""
+    return isinstance(getattr(model, "sparse_layer", None), SparseLayer)
+
+
+def _insert(stack: ExitStack, model: Any, sites: ModelSites, layer: SparseLayer, place: Place, name: str) -> None:
     if place not in PLACES:
         raise unknown_name("place of a sparse layer", place, PLACES)
-    if layer.spec.width != lm.sites.d_model:
+    if layer.spec.width != sites.d_model:
         raise ShapleyError(
-            f"a sparse layer of width {layer.spec.width} does not fit into {lm.name}, whose residual stream has "
-            f"{lm.sites.d_model}"
+            f"a sparse layer of width {layer.spec.width} does not fit into {name}, whose residual stream has {sites.d_model}"
         )
-    last = lm.sites.blocks[-1]
+    last = sites.blocks[-1]
     layer.to(next(last.block.parameters()).device)
     applied = _Applied(layer)
-    with ExitStack() as stack:
-        stack.callback(lm.model.register_forward_pre_hook(applied.begin, with_kwargs=True).remove)
-        if place == "add":
-            stack.callback(last.block.register_forward_hook(applied.add).remove)
-        else:
-            family = lm.sites.family
-            # Nothing reads what they compute any more; in their place, what passes the input on.
-            for path in family.up:
-                _swap(stack, last.block, path, nn.Identity())
-            _swap(stack, last.block, family.down, _Down(applied))
-            # Found again: where the entry is an up-projection, it was just swapped.
-            entry = last.block.get_submodule(family.entry)
-            stack.callback(entry.register_forward_pre_hook(applied.enter, with_kwargs=True).remove)
-        yield
+    stack.callback(model.register_forward_pre_hook(applied.begin, with_kwargs=True).remove)
+    if place == "add":
+        stack.callback(last.block.register_forward_hook(applied.add).remove)
+        return
+    family = sites.family
+    # Nothing reads what they compute any more; in their place, what passes the input on.
+    for path in family.up:
+        _swap(stack, last.block, path, nn.Identity())
+    _swap(stack, last.block, family.down, _Down(applied))
+    # Found again: where the entry is an up-projection, it was just swapped.
+    entry = last.block.get_submodule(family.entry)
+    stack.callback(entry.register_forward_pre_hook(applied.enter, with_kwargs=True).remove)
 
 
 @dataclass

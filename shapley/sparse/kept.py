@@ -32,12 +32,12 @@ class KeptLayer:
     place: Place
     model: Mapping[str, Any]
 
-    def check_model(self, model: Mapping[str, Any], path: Path) -> None:
-        """Raises ShapleyError when the layer was trained in another model."""
-        if self.model["fingerprint"] != model["fingerprint"]:
+    def check_fingerprint(self, fingerprint: str, name: str, path: Path) -> None:
+        """Raises ShapleyError when the layer was trained in another model than the one of this fingerprint and name."""
+        if self.model["fingerprint"] != fingerprint:
             raise ShapleyError(
                 f"{path} belongs to another model: the layer was trained in {self.model['name']} "
-                f"(fingerprint {self.model['fingerprint']}), not in {model['name']} ({model['fingerprint']})"
+                f"(fingerprint {self.model['fingerprint']}), not in {name} ({fingerprint})"
             )
 
 
