@@ -447,7 +447,14 @@ def test_bases_are_compared(tmp_path):
     for basis, seed, own, half in of:
         head = {"basis": basis, "seed": seed}
         for i, topic in enumerate("xy"):
-            curve = {"players": [1, 10, 100], "share": [0.1, 0.4, 0.9], "half": half, "gini": 0.5, "total": 3}
+            curve = {
+                "players": [1, 10, 100],
+                "share": [0.1, 0.4, 0.9],
+                "half": half,
+                "gini": 0.5,
+                "total": 3,
+                "agreement": 0.7,
+            }
             records.append({**head, "what": "concentration", "topic": topic, **curve})
             drop = np.repeat(np.roll([own, 0.1], i), 3).tolist() + [0.05] * 2
             records.append({**head, "what": "cluster", "topic": topic, "fraction": 0.01, "players": 5, "drop": drop})

@@ -26,6 +26,7 @@ def concentration(one: FloatArray, other: FloatArray) -> dict[str, Any]:
     ``peak``      the most that any number of the best hold, nats
     ``half``      the least number of players, best first, that hold half of the peak
     ``gini``      of absolute scores
+    ``agreement`` correlation of the two estimates: where it is low, players are ranked poorly and little looks concentrated
     ``players``   numbers of players, evenly spaced by their logarithms, and ``share``, of the peak that so many hold
     """
     held = np.mean([_held(ranks, summed) for ranks, summed in ((one, other), (other, one))], axis=0)
@@ -36,6 +37,7 @@ def concentration(one: FloatArray, other: FloatArray) -> dict[str, Any]:
         "peak": round(float(held.max()), 4),
         "half": half(share),
         "gini": round(float(np.mean([gini(one, other), gini(other, one)])), 4),
+        "agreement": round(float(np.corrcoef(one, other)[0, 1]), 4),
         "players": players.tolist(),
         "share": np.round(share[players - 1], 4).tolist(),
     }

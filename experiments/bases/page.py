@@ -113,12 +113,22 @@ def concentration_table(results: Results) -> Table:
     for basis in results.bases:
         own = results.concentrated(basis)
         rows.append(
-            (basis, _interval(own.half, 0), _interval(own.fewer), _interval(own.gini), _interval(own.gain), f"{own.total:.2f}")
+            (basis, _interval(own.half, 0), _interval(own.fewer), _interval(own.gini), _interval(own.gain), f"{own.total:.2f}",
+             "{:.2f} ({:.2f})".format(*own.agreement))
         )  # fmt: skip
     return Table(
-        ("basis", "players for half", "times fewer than neurons", "Gini", "above neurons", "value (nats)"),
+        (
+            "basis",
+            "players for half",
+            "times fewer than neurons",
+            "Gini",
+            "above neurons",
+            "value (nats)",
+            "agreement (least)",
+        ),
         tuple(rows),
-        "Concentration of scores: means over topics (of players for half, geometric) [95%, over topics].",
+        "Concentration of scores: means over topics (of players for half, geometric) [95%, over topics]; agreement: the "
+        "correlation of the two estimates.",
     )
 
 

@@ -27,6 +27,7 @@ class Concentrated:
         fewer: by how many times fewer than neurons', topic by topic.
         gini, gain: of absolute scores; what is above neurons', topic by topic.
         total: what all scores sum to, nats.
+        agreement: correlation of the two estimates, and the least over topics.
     """
 
     half: Interval
@@ -34,6 +35,7 @@ class Concentrated:
     gini: Interval
     gain: Interval
     total: float
+    agreement: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,14 @@ class Results(Stored):
         """How a basis concentrates scores."""
         half, neurons_half = (np.log(self._by_topic(own, "half")) for own in (basis, IDENTITY))
         gini, neurons_gini = (self._by_topic(own, "gini") for own in (basis, IDENTITY))
+        agreement = self._by_topic(basis, "agreement")
         return Concentrated(
             _exp(_over_topics(half)),
             _exp(_over_topics(neurons_half - half)),
             _over_topics(gini),
             _over_topics(gini - neurons_gini),
             float(self._by_topic(basis, "total").mean()),
+            (float(agreement.mean()), float(agreement.min())),
         )
 
     def curve(self, basis: str) -> tuple[FloatArray, FloatArray]:
