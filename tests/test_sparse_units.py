@@ -51,6 +51,28 @@ def test_units_are_players_in_every_family(family, place):
     assert not [result.name for result in check_model(lm) if not result.holds]
 
 
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_marginals_run_the_last_block_only(family, place):
+    lm = with_units(tiny_lm(family), place)
+    game, runs = NeuronGame(lm, PROMPTS), [0, 0]
+    coalitions = np.random.default_rng(0).random((2, 40)) < 0.7
+    players = np.array([3, 17, 39])
+    expected = np.empty((2, 3))
+    for j, player in enumerate(players):
+        inside, outside = coalitions.copy(), coalitions.copy()
+        inside[:, player], outside[:, player] = True, False
+        expected[:, j] = game.values(inside) - game.values(outside)
+    first, last = lm.sites.below[0], lm.sites.blocks[0].block
+    for i, block in enumerate((first, last)):
+        within = next(
+            module for name, module in block.named_modules() if name.endswith(("o_proj", "c_proj", "out_proj", "dense"))
+        )
+        within.register_forward_hook(lambda *args, i=i: runs.__setitem__(i, runs[i] + 1))
+    np.testing.assert_allclose(game.marginals(coalitions, players), expected, atol=2e-5)
+    assert 0 < runs[0] < runs[1]
+
+
 @pytest.mark.parametrize(("family", "place"), [("llama", "replace"), ("gemma3_text", "replace"), ("opt", "add")])
 def test_marginals_are_those_of_plain_weight_edits(family, place):
     lm = with_units(tiny_lm(family), place)

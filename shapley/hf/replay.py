@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from shapley.hf.sites import ModelSites
 
@@ -23,8 +23,8 @@ class Entries:
 
     Attributes:
         hidden: by layer, ``[rows, tokens, d_model]``.
-        extras: by layer, how many values the block returns beside its hidden state; ``None`` where it returns a bare
-            tensor (it depends on the family and on the transformers version).
+        extras: by block, those without players first, how many values it returns beside its hidden state; ``None`` where it
+            returns a bare tensor (it depends on the family and on the transformers version).
     """
 
     hidden: dict[int, Tensor] = field(default_factory=dict)
@@ -42,15 +42,16 @@ def record_entries(sites: ModelSites, layers: frozenset[int]) -> Iterator[Entrie
 
         return hook
 
-    def keep_form(layer: int) -> Any:
+    def keep_form(index: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
-            entries.extras[layer] = len(output) - 1 if isinstance(output, tuple) else None
+            entries.extras[index] = len(output) - 1 if isinstance(output, tuple) else None
 
         return hook
 
     with ExitStack() as stack:
+        for index, module in enumerate(_all_blocks(sites)):
+            stack.callback(module.register_forward_hook(keep_form(index)).remove)
         for layer, block in enumerate(sites.blocks):
-            stack.callback(block.block.register_forward_hook(keep_form(layer)).remove)
             if layer in layers:
                 handle = block.block.register_forward_pre_hook(keep_entry(layer), with_kwargs=True)
                 stack.callback(handle.remove)
@@ -61,20 +62,22 @@ def record_entries(sites: ModelSites, layers: frozenset[int]) -> Iterator[Entrie
 def start_at(sites: ModelSites, layer: int, entries: Entries, rows: Tensor, length: int) -> Iterator[None]:
     """Run from block ``layer`` on, row ``r`` of the batch from the recorded row ``rows[r]``. The batch is ``length``
     tokens long, padded on the right; what was recorded beyond them was padding, which no token attends to."""
-    below = sites.blocks[:layer]
+    below = _all_blocks(sites)[: len(sites.below) + layer]
     hidden = entries.hidden[layer][:, :length]
     hidden = hidden.index_select(0, rows.to(hidden.device))
-    before = [
-        block.block.__dict__.get("forward") for block in below
-    ]  # accelerate's, where a model is spread over devices
+    before = [block.__dict__.get("forward") for block in below]  # accelerate's, where a model is spread over devices
     try:
         for index, block in enumerate(below):
             extras = entries.extras[index]
             output = hidden if extras is None else (hidden, *[None] * extras)
-            block.block.forward = lambda *args, _output=output, **kwargs: _output
+            block.forward = lambda *args, _output=output, **kwargs: _output
         yield
     finally:
         for block, forward in zip(below, before, strict=True):
-            block.block.__dict__.pop("forward", None)
+            block.__dict__.pop("forward", None)
             if forward is not None:
-                block.block.forward = forward
+                block.forward = forward
+
+
+def _all_blocks(sites: ModelSites) -> list[nn.Module]:
+    return [*sites.below, *(block.block for block in sites.blocks)]

@@ -92,13 +92,15 @@ class BlockSites:
 
 @dataclass(frozen=True)
 class ModelSites:
-    """The sites of a whole model: ``n_layers`` blocks with ``d_mlp`` neurons and residual width ``d_model`` each."""
+    """The sites of a whole model: ``n_layers`` blocks with ``d_mlp`` neurons and residual width ``d_model`` each; ``below`` are
+    the model's blocks before these, which have no players."""
 
     blocks: tuple[BlockSites, ...]
     blocks_path: str
     family: Family
     d_mlp: int
     d_model: int
+    below: tuple[nn.Module, ...] = ()
 
     @property
     def n_layers(self) -> int:

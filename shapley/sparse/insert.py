@@ -64,7 +64,8 @@ def insert(model: Any, sites: ModelSites, layer: SparseLayer, place: Place, name
     model.sparse_layer = layer
     model.config.sparse_layer = {"place": place} | asdict(layer.spec)  # so that the fingerprint tells it
     units = (BlockSites(last.block, layer.down, layer, end, (layer.up,)),)
-    set_sites(model, ModelSites(units, sites.blocks_path, sites.family, layer.spec.units, sites.d_model))
+    below = tuple(block.block for block in sites.blocks[:-1])
+    set_sites(model, ModelSites(units, sites.blocks_path, sites.family, layer.spec.units, sites.d_model, below))
 
 
 def has_units(model: Any) -> bool:
