@@ -168,6 +168,8 @@ def test_estimate_cluster_sweep_and_look(folder, monkeypatch):
     [
         ("model@sparse:other.safetensors", "trained in another"),
         ("model@sparse:absent.safetensors", "cannot read the sparse layer absent.safetensors"),
+        ("model@sparse:layer", "cannot read the sparse layer layer"),
+        ("model@sparse:", "cannot read the sparse layer"),
         ("model@sparse:model/model.safetensors", "holds no sparse layer"),
         ("model@sparse:layer.safetensors@pca", "leave the basis pca away"),
     ],

@@ -42,11 +42,11 @@ _OFF = 1e-3  # from orthogonality, entry by entry: beyond what float32 or a file
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """A model's name and its basis, where it names one: a known basis, or a safetensors file, behind the last ``@``."""
+    """A model's name and its basis (or sparse layer), where it names one: a known basis, or a safetensors file, behind the last
+    ``@``."""
     model, at, basis = name.rpartition("@")
-    return (
-        (model, basis) if at and model and (_NAMED.fullmatch(basis) or basis.endswith(".safetensors")) else (name, None)
-    )
+    known = _NAMED.fullmatch(basis) or basis.endswith(".safetensors") or basis.startswith(SPARSE)
+    return (model, basis) if at and model and known else (name, None)
 
 
 def vectors_of(basis: str, sites: ModelSites, activations: Sequence[Tensor] | None = None) -> Tensor:
