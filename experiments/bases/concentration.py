@@ -37,7 +37,7 @@ def concentration(one: FloatArray, other: FloatArray) -> dict[str, Any]:
         "peak": round(float(held.max()), 4),
         "half": half(share),
         "gini": round(float(np.mean([gini(one, other), gini(other, one)])), 4),
-        "agreement": round(float(np.corrcoef(one, other)[0, 1]), 4),
+        "agreement": _correlation(one, other),
         "players": players.tolist(),
         "share": np.round(share[players - 1], 4).tolist(),
     }
@@ -55,6 +55,11 @@ def gini(ranks: FloatArray, summed: FloatArray) -> float:
     held = np.cumsum((np.sign(ranks) * summed)[order])
     lorenz = np.concatenate([[0.0], held / held[-1]])
     return float(1 - (lorenz[1:] + lorenz[:-1]).sum() / len(ranks))
+
+
+def _correlation(one: FloatArray, other: FloatArray) -> float | None:
+    """``None`` where all of an estimate's scores are the same."""
+    return round(float(np.corrcoef(one, other)[0, 1]), 4) if one.std() and other.std() else None
 
 
 def _held(ranks: FloatArray, summed: FloatArray) -> FloatArray:
