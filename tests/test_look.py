@@ -27,7 +27,7 @@ from shapley.impairment import Impairment
 from shapley.look import seen as seen_module
 from shapley.look.cards import record
 from shapley.look.page import page
-from shapley.look.players import Directions, Neurons, parse_players
+from shapley.look.players import Players, parse_players
 from shapley.look.rules import rules
 from shapley.look.seen import Passages, Seen, cut, observed
 from shapley.look.writes import nearest, token_effects
@@ -57,7 +57,7 @@ def passages(lm, most_tokens=8):
 def test_activations_are_those_of_each_passage_alone(family):
     lm = tiny_lm(family)
     own = passages(lm)
-    seen = observed(Neurons(lm), PLAYERS, own)
+    seen = observed(Players(lm), PLAYERS, own)
     for number, ids in enumerate(own.ids):
         with torch.no_grad(), observe(lm.sites, "mlp_hidden") as layers:
             lm.model(input_ids=torch.tensor([ids]))
@@ -71,8 +71,8 @@ def test_batches_may_be_of_one_passage():
     lm = tiny_lm("llama")
     own = passages(lm)
     np.testing.assert_allclose(
-        observed(Neurons(lm), PLAYERS, own, memory=1).activation,
-        observed(Neurons(lm), PLAYERS, own).activation,
+        observed(Players(lm), PLAYERS, own, memory=1).activation,
+        observed(Players(lm), PLAYERS, own).activation,
         atol=1e-5,
     )
 
@@ -96,7 +96,7 @@ def test_token_effects_are_those_of_the_weights(family):
     if family == "gemma3_text":
         gains = torch.stack([lm.model.model.layers[layer].post_feedforward_layernorm.weight for layer, _ in PLAYERS])
         written = written * (1 + gains)
-    torch.testing.assert_close(Neurons(lm).directions(PLAYERS), written, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(Players(lm).directions(PLAYERS), written, atol=1e-4, rtol=1e-3)
     if family == "gpt2":
         through = (written - written.mean(dim=1, keepdim=True)) * lm.model.transformer.ln_f.weight
     else:
@@ -111,9 +111,9 @@ def test_token_effects_do_not_depend_on_the_basis_of_the_stream():
     lm = deepcopy(tiny_lm("llama"))
     with torch.no_grad():
         lm.model.model.norm.weight.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
-    before = token_effects(lm, Neurons(lm).directions(PLAYERS))
+    before = token_effects(lm, Players(lm).directions(PLAYERS))
     turn_stream(lm.model, lm.sites, lambda: haar(16, 0, 0))
-    torch.testing.assert_close(token_effects(lm, Neurons(lm).directions(PLAYERS)), before, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(token_effects(lm, Players(lm).directions(PLAYERS)), before, atol=1e-4, rtol=1e-3)
 
 
 def test_nearest_are_those_that_write_alike():
@@ -122,7 +122,7 @@ def test_nearest_are_those_that_write_alike():
         own = write_weights(lm.sites.blocks[2])[5].clone()
         write_weights(lm.sites.blocks[0])[7] = 3 * own
         write_weights(lm.sites.blocks[1])[9] = -own
-    every = Neurons(lm)
+    every = Players(lm)
     [found] = nearest(every, [(2, 5)], every.directions([(2, 5)]), 3)
     assert dict(found[:2]) == pytest.approx({(0, 7): 1, (1, 9): -1}) and abs(found[2][1]) < 0.99
     assert all(player != (2, 5) for player, _ in found)
@@ -140,7 +140,7 @@ def test_directions_are_coordinates_of_the_site(site):
     gain = lm.model.model.layers[2].post_attention_layernorm.weight if site == "mlp_in" else torch.ones(16)
     wanted = ((layers[2][0] / gain) @ turn.float())[1:, 5].numpy(force=True)
     turn_stream(lm.model, lm.sites, lambda: turn)
-    found = observed(Directions(lm, site), [(2, 5), (0, 15)], own)
+    found = observed(Players(lm, site), [(2, 5), (0, 15)], own)
     np.testing.assert_allclose(found.activation[found.passage == 0][1:, 0], wanted, atol=1e-4)
 
 
@@ -148,7 +148,7 @@ def test_directions_write_themselves_and_are_near_to_neurons_that_write_along_th
     lm = deepcopy(tiny_lm("llama"))
     with torch.no_grad():
         write_weights(lm.sites.blocks[1])[9] = -2 * torch.eye(16)[3]
-    every = Directions(lm, "mlp_out")
+    every = Players(lm, "mlp_out")
     written = every.directions([(0, 3)])
     assert written.tolist() == [torch.eye(16)[3].tolist()]
     [found] = nearest(every, [(0, 3)], written, 2)
@@ -160,7 +160,7 @@ def test_directions_write_themselves_and_are_near_to_neurons_that_write_along_th
 @pytest.mark.parametrize("place", ["replace", "add"])
 def test_units_of_a_sparse_layer(place):
     lm = with_units(tiny_lm("llama"), place)
-    own, every = passages(lm), Neurons(lm)
+    own, every = passages(lm), Players(lm)
     players = [(0, unit) for unit in (0, 7, 39)]
     found = observed(every, players, own)
     rows, last = [], []
@@ -189,12 +189,12 @@ def test_units_of_a_sparse_layer(place):
     assert {layer for (layer, _), _ in near} == {0} and (0, 0) not in dict(near)
     shown = record(every, players, own)
     assert shown["noun"] == "unit" and shown["players"][0]["promoted"]
-    with pytest.raises(ShapleyError, match="units are 0 to 39 of layer 0"):
+    with pytest.raises(ShapleyError, match="units are 0 to 39 of layers 0 to 0"):
         every.check([(1, 0)])
 
 
 def test_a_sample_is_of_all_layers_and_the_same_again():
-    every = Neurons(tiny_lm("llama"))
+    every = Players(tiny_lm("llama"))
     found = every.sample(40)
     assert found == every.sample(40) == sorted(set(found)) and {layer for layer, _ in found} == {0, 1, 2}
     assert every.sample(1000) == [(layer, column) for layer in range(3) for column in range(24)]
@@ -267,13 +267,13 @@ def lm():
 def found(lm):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seen_module, "fast_dtype", lambda device: torch.float32)
-        return record(Neurons(lm), PLAYERS, passages(lm))
+        return record(Players(lm), PLAYERS, passages(lm))
 
 
 def test_record_of_players(lm, found):
     assert [(card["layer"], card["neuron"]) for card in found["players"]] == PLAYERS
     assert found["model"] == describe(lm) and found["text"]["passages"] == 7 and found["scores"] is None
-    seen = observed(Neurons(lm), PLAYERS, passages(lm))
+    seen = observed(Players(lm), PLAYERS, passages(lm))
     for i, card in enumerate(found["players"]):
         highest = [example for example in card["examples"] if example["why"] == "highest"]
         largest = [max(x for x in example["activation"] if x is not None) for example in highest]
@@ -353,7 +353,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(arguments, said, monkeypatch
 
 def test_players_that_are_not_there(lm):
     with pytest.raises(ShapleyError, match=r"9:0 is not in .* layers 0 to 2"):
-        observed(Neurons(lm), [(9, 0)], passages(lm))
+        observed(Players(lm), [(9, 0)], passages(lm))
     assert parse_players("3:120, 17:4") == [(3, 120), (17, 4)]
 
 

@@ -19,8 +19,7 @@ from shapley.store import ScoreFile
 from shapley.types import Site
 
 if TYPE_CHECKING:
-    from shapley.hf.load import LanguageModel
-    from shapley.look.players import Player, Players
+    from shapley.look.players import Player
 
 _TOP_K = 50
 
@@ -93,12 +92,13 @@ def neurons(
     from shapley.hf.load import describe, load_model
     from shapley.look.cards import record
     from shapley.look.page import page
+    from shapley.look.players import Players
     from shapley.look.seen import cut
 
     lm = load_model(model, device=device, trust_remote_code=trust_remote_code)
     if cluster is not None:
         Cluster.load(cluster).check_model(describe(lm), cluster)
-    every = _every(lm, asked.site)
+    every = Players(lm, asked.site)
     players = every.sample(sample) if sample is not None else asked.players
     found = record(every, players, cut(texts, lm.tokenizer, tokens, passages), file, parse_memory(memory))
     if as_json:
@@ -171,9 +171,3 @@ def _agreed(asked: Site | None, own: Site, path: Path) -> Site:
     if asked not in (None, own):
         raise ShapleyError(f"{path} holds columns of {own}, not of {asked}: leave --site away")
     return own
-
-
-def _every(lm: LanguageModel, site: Site) -> Players:
-    from shapley.look.players import Directions, Neurons
-
-    return Neurons(lm) if site == "mlp_hidden" else Directions(lm, site)

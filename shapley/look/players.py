@@ -1,12 +1,10 @@
 """Whom one can look at: neurons (or what plays in their place) and directions of the residual stream.
 
-A player is a layer and a column. What is shown of it needs its activation and the direction that it writes along; that is
-all that differs between the kinds.
+A player is a layer and a column. What is shown of it needs its activation and the direction that it writes along.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,127 +24,72 @@ Player = tuple[int, int]  # layer, column
 _LARGE = 1e3  # so that the eps of a norm does not count beside a direction
 
 
-class Players(ABC):
-    """All players of one kind in a model."""
+@dataclass(frozen=True)
+class Players:
+    """The columns of a site: of ``mlp_hidden`` neurons, directions of a rotated basis of it, or units of a sparse layer; of
+    ``mlp_in`` and ``mlp_out`` directions of the residual stream, as an MLP reads or writes it."""
 
     lm: LanguageModel
+    site: Site = "mlp_hidden"
 
     @property
-    @abstractmethod
     def noun(self) -> str:
         """Of one of them."""
+        if self.site != "mlp_hidden":
+            return "direction"
+        return "unit" if has_units(self.lm.model) else "neuron"
 
     @property
-    @abstractmethod
-    def site(self) -> str:
-        """Where they are."""
+    def n_layers(self) -> int:
+        return self.lm.sites.n_layers
 
     @property
-    @abstractmethod
-    def layers(self) -> range:
-        """That have some."""
-
-    @property
-    @abstractmethod
     def width(self) -> int:
         """Players a layer."""
+        return self.lm.sites.width(self.site)
 
-    @abstractmethod
     def watch(self, layer: int, keep: Callable[[Tensor], None]) -> RemovableHandle:
         """Have ``keep`` called with a layer's activation ``[rows, tokens, width]`` (some families flatten the first two)."""
 
-    @abstractmethod
+        def kept(x: Tensor) -> Tensor:
+            keep(x)
+            return x
+
+        return attach(self.lm.sites.blocks[layer], self.site, kept)
+
     def written(self, layer: int) -> Tensor:
-        """``[width, d_model]``: what each adds to the residual stream by one unit of its activation; of a direction, itself."""
+        """``[width, d_model]``: what each adds to the residual stream by one unit of its activation (of a sparse layer, but for
+        a factor they share); of a direction, itself."""
+        if self.site != "mlp_hidden":
+            return torch.eye(self.width)
+        block = self.lm.sites.blocks[layer]
+        with torch.no_grad():
+            rows = write_weights(block)
+            return through_norm(block.exit, rows) if self.lm.sites.undoes_gain else rows
 
     def company(self) -> Players:
-        """Whom their nearest are sought among."""
-        return self
+        """Whom their nearest are sought among. Directions are the same in every layer, so of them it is the neurons that write
+        along them."""
+        return self if self.site == "mlp_hidden" else Players(self.lm)
 
     def check(self, players: Sequence[Player]) -> None:
         """Raises ShapleyError for a player that is not there."""
         for layer, column in players:
-            if layer not in self.layers or not 0 <= column < self.width:
-                first, last = self.layers[0], self.layers[-1]
-                where = f"layer {first}" if first == last else f"layers {first} to {last}"
+            if not (0 <= layer < self.n_layers and 0 <= column < self.width):
                 raise ShapleyError(
-                    f"player {layer}:{column} is not in {self.lm.name}, whose {self.noun}s are 0 to {self.width - 1} of {where}"
+                    f"player {layer}:{column} is not in {self.lm.name}, whose {self.noun}s are 0 to {self.width - 1} of "
+                    f"layers 0 to {self.n_layers - 1}"
                 )
 
     def sample(self, n: int) -> list[Player]:
         """So many of them, or all, drawn at random, in order; the same for the same numbers of layers and columns."""
-        every = len(self.layers) * self.width
-        drawn = sorted(keyed_rng(0, "players").permutation(every)[:n])
-        return [(self.layers[int(place) // self.width], int(place) % self.width) for place in drawn]
+        drawn = sorted(keyed_rng(0, "players").permutation(self.n_layers * self.width)[:n])
+        return [(int(place) // self.width, int(place) % self.width) for place in drawn]
 
     def directions(self, players: Sequence[Player]) -> Tensor:
         """``[players, d_model]``, in float32 on the CPU: what each adds to the residual stream."""
         written = {layer: self.written(layer) for layer in {layer for layer, _ in players}}
         return torch.stack([written[layer][column].float().cpu() for layer, column in players])
-
-
-@dataclass(frozen=True)
-class Neurons(Players):
-    """Columns of ``mlp_hidden``: neurons, directions of a rotated basis of it, or units of a sparse layer."""
-
-    lm: LanguageModel
-
-    @property
-    def noun(self) -> str:
-        return "unit" if has_units(self.lm.model) else "neuron"
-
-    @property
-    def site(self) -> str:
-        return "mlp_hidden"
-
-    @property
-    def layers(self) -> range:
-        return range(self.lm.sites.n_layers)
-
-    @property
-    def width(self) -> int:
-        return self.lm.sites.d_mlp
-
-    def watch(self, layer: int, keep: Callable[[Tensor], None]) -> RemovableHandle:
-        return _watch(self.lm, layer, "mlp_hidden", keep)
-
-    def written(self, layer: int) -> Tensor:
-        with torch.no_grad():
-            return _after_mlp(self.lm, layer, write_weights(self.lm.sites.blocks[layer]))
-
-
-@dataclass(frozen=True)
-class Directions(Players):
-    """Columns of ``mlp_in`` or ``mlp_out``: directions of the residual stream, as an MLP reads or writes it. They write
-    themselves, in every layer alike, so the nearest to one are the neurons that write along it."""
-
-    lm: LanguageModel
-    of: Site
-
-    @property
-    def noun(self) -> str:
-        return "direction"
-
-    @property
-    def site(self) -> str:
-        return self.of
-
-    @property
-    def layers(self) -> range:
-        return range(self.lm.sites.n_layers)
-
-    @property
-    def width(self) -> int:
-        return self.lm.sites.d_model
-
-    def watch(self, layer: int, keep: Callable[[Tensor], None]) -> RemovableHandle:
-        return _watch(self.lm, layer, self.of, keep)
-
-    def written(self, layer: int) -> Tensor:
-        return torch.eye(self.width)
-
-    def company(self) -> Players:
-        return Neurons(self.lm)
 
 
 def through_norm(norm: nn.Module, written: Tensor) -> Tensor:
@@ -173,16 +116,3 @@ def parse_players(text: str) -> list[Player]:
     if len(set(players)) < len(players):
         raise ShapleyError(f"players {text!r}: one is named twice")
     return players
-
-
-def _watch(lm: LanguageModel, layer: int, site: Site, keep: Callable[[Tensor], None]) -> RemovableHandle:
-    def kept(x: Tensor) -> Tensor:
-        keep(x)
-        return x
-
-    return attach(lm.sites.blocks[layer], site, kept)
-
-
-def _after_mlp(lm: LanguageModel, layer: int, written: Tensor) -> Tensor:
-    """Through the norm after the MLP, in the families that have one."""
-    return through_norm(lm.sites.blocks[layer].exit, written) if lm.sites.undoes_gain else written

@@ -34,15 +34,18 @@ def nearest(every: Players, players: Sequence[Player], written: Tensor, k: int) 
     among = every.company()
     width = among.width
     cosines = torch.cat(
-        [own @ torch.nn.functional.normalize(among.written(layer).float().cpu(), dim=1).T for layer in among.layers],
+        [
+            own @ torch.nn.functional.normalize(among.written(layer).float().cpu(), dim=1).T
+            for layer in range(among.n_layers)
+        ],
         dim=1,
     )
     if among is every:
         for i, (layer, column) in enumerate(players):
-            cosines[i, (layer - among.layers[0]) * width + column] = 0.0
+            cosines[i, layer * width + column] = 0.0
     places = cosines.abs().topk(min(k, cosines.shape[1] - 1), dim=1).indices
     return [
-        [((among.layers[int(place) // width], int(place) % width), float(row[place])) for place in own_places]
+        [((int(place) // width, int(place) % width), float(row[place])) for place in own_places]
         for row, own_places in zip(cosines, places, strict=True)
     ]
 
