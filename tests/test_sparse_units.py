@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from shapley.cli.main import cli
+from shapley.cli.submit import _from_anywhere
 from shapley.errors import ShapleyError
 from shapley.game import NeuronGame
 from shapley.hf.invariants import check_model
@@ -179,6 +180,11 @@ def test_mistakes_are_told_in_a_line(folder, monkeypatch, name, said):
     with pytest.raises(ShapleyError, match=said) as caught:
         load_model(name, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_jobs_find_the_layer_from_anywhere(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert _from_anywhere("model@sparse:layer.safetensors") == f"{folder}/model@sparse:{folder}/layer.safetensors"
 
 
 def test_it_is_no_basis_and_is_not_exported(folder, monkeypatch):

@@ -71,14 +71,15 @@ def sweep(**options: Any) -> None:
 
 def _from_anywhere(model: str) -> str:
     """A model's name for jobs, which run in a folder of their own."""
-    from shapley.hf.bases import RESIDUAL, split_name
+    from shapley.hf.bases import RESIDUAL, SPARSE, split_name
 
     name, basis = split_name(model)
     name = str(Path(name).absolute()) if Path(name).is_dir() else name
     if basis is None:
         return name
-    stream, own = (RESIDUAL, basis.removeprefix(RESIDUAL)) if basis.startswith(RESIDUAL) else ("", basis)
-    return f"{name}@{stream}{Path(own).absolute() if Path(own).is_file() else own}"
+    prefix = next((prefix for prefix in (RESIDUAL, SPARSE) if basis.startswith(prefix)), "")
+    own = basis.removeprefix(prefix)
+    return f"{name}@{prefix}{Path(own).absolute() if Path(own).is_file() else own}"
 
 
 @submit.command()
