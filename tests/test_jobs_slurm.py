@@ -48,7 +48,7 @@ def tasks(run, name):
     return slurm.queue(ids)
 
 
-def wait_for(condition, seconds=240):
+def wait_for(condition, seconds=90):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not come about"
