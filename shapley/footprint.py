@@ -16,7 +16,8 @@ from shapley.clusters import Cluster
 from shapley.errors import ShapleyError
 from shapley.hf.hooks import cluster_mask
 from shapley.hf.load import LanguageModel
-from shapley.hf.sites import BlockSites, read_weights, write_weights
+from shapley.hf.sites import ModelSites, read_weights
+from shapley.hf.written import written
 from shapley.types import Site
 
 
@@ -38,17 +39,19 @@ def footprint(lm: LanguageModel, cluster: Cluster, site: Site) -> Cluster:
         by_layer.setdefault(layer, []).append(neuron)
     columns: list[tuple[int, int]] = []
     for layer, neurons in sorted(by_layer.items()):
-        weights = _squared_weights(lm.sites.blocks[layer], site, lm.sites.d_mlp)  # [d_mlp, d_model]
+        weights = _squared_weights(lm.sites, layer, site)  # [d_mlp, d_model]
         share = weights[neurons].sum(dim=0) / weights.sum(dim=0).clamp(min=1e-30)
         size = max(1, round(len(neurons) / lm.sites.d_mlp * lm.sites.d_model))
         columns += [(layer, int(column)) for column in share.topk(size).indices]
     return replace(cluster, neurons=tuple(columns), site=site, rule={**cluster.rule, "footprint": site})
 
 
-def _squared_weights(block: BlockSites, site: Site, d_mlp: int) -> Tensor:
+def _squared_weights(sites: ModelSites, layer: int, site: Site) -> Tensor:
+    if site == "mlp_out":
+        return written(sites, layer).float().square()
     with torch.no_grad():
-        if site == "mlp_out":
-            return write_weights(block).float().square()
         # Gate and up-projection, stacked side by side in one matrix or in two, each read once a neuron.
-        parts = [part for weight in read_weights(block) for part in weight.T.float().square().split(d_mlp)]
-        return torch.stack(parts).sum(dim=0)
+        read = read_weights(sites.blocks[layer])
+        return torch.stack([part for weight in read for part in weight.T.float().square().split(sites.d_mlp)]).sum(
+            dim=0
+        )

@@ -20,7 +20,9 @@ from experiments.lab.results import store
 from shapley.cli.basis import learn
 from shapley.cli.check import check
 from shapley.cli.submit import _from_anywhere
+from shapley.clusters import Cluster
 from shapley.errors import ShapleyError
+from shapley.footprint import footprint
 from shapley.hf import noise
 from shapley.hf.bases import haar, load_vectors, principal, rotate, save_vectors, split_name, vectors_of
 from shapley.hf.hooks import Rows, attach, impair
@@ -319,6 +321,17 @@ def test_a_permutation_of_the_stream_has_the_scores_of_its_columns():
     found_values, found_gradients = other.gradients("logprob", plan, coalitions[:, where])
     np.testing.assert_allclose(found_values, values, atol=1e-5)
     np.testing.assert_allclose(found_gradients, gradients[:, where], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gemma2", "gemma3_text", "olmo2"])
+@pytest.mark.parametrize("site", ["mlp_in", "mlp_out"])
+def test_a_clusters_footprint_is_the_same_in_a_permuted_stream(family, site):
+    lm = tiny_lm(family)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
+    permuted = in_stream(lm, torch.eye(16)[:, order])
+    cluster = Cluster(tuple((layer, neuron) for layer in (0, 2) for neuron in (2, 5, 8, 11, 17)))
+    found = {(layer, order[column]) for layer, column in footprint(permuted, cluster, site).neurons}
+    assert found == set(footprint(lm, cluster, site).neurons) and len(found) < 32
 
 
 def test_models_are_loaded_in_a_basis_of_the_stream(folder):

@@ -9,19 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from shapley.errors import ShapleyError
 from shapley.hf.hooks import attach
 from shapley.hf.load import LanguageModel
-from shapley.hf.sites import write_weights
+from shapley.hf.written import written
 from shapley.keyed import keyed_rng
 from shapley.sparse.insert import has_units
 from shapley.types import Site
 
 Player = tuple[int, int]  # layer, column
-_LARGE = 1e3  # so that the eps of a norm does not count beside a direction
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,8 @@ class Players:
         return attach(self.lm.sites.blocks[layer], self.site, kept)
 
     def written(self, layer: int) -> Tensor:
-        """``[width, d_model]``: what each adds to the residual stream by one unit of its activation (of a sparse layer, but for
-        a factor they share); of a direction, itself."""
-        if self.site != "mlp_hidden":
-            return torch.eye(self.width)
-        block = self.lm.sites.blocks[layer]
-        with torch.no_grad():
-            rows = write_weights(block)
-            return through_norm(block.exit, rows) if self.lm.sites.undoes_gain else rows
+        """``[width, d_model]``: what each adds to the residual stream by one unit of its activation; of a direction, itself."""
+        return written(self.lm.sites, layer) if self.site == "mlp_hidden" else torch.eye(self.width)
 
     def company(self) -> Players:
         """Whom their nearest are sought among. Directions are the same in every layer, so of them it is the neurons that write
@@ -88,17 +81,8 @@ class Players:
 
     def directions(self, players: Sequence[Player]) -> Tensor:
         """``[players, d_model]``, in float32 on the CPU: what each adds to the residual stream."""
-        written = {layer: self.written(layer) for layer in {layer for layer, _ in players}}
-        return torch.stack([written[layer][column].float().cpu() for layer, column in players])
-
-
-def through_norm(norm: nn.Module, written: Tensor) -> Tensor:
-    """Directions ``[n, d_model]`` as a norm's weights scale (and centre) them. What it divides by is left out: that is the size
-    of the whole stream, which differs from token to token."""
-    wide = written.float() * _LARGE
-    own = next(norm.parameters(), wide).dtype  # in a basis of the residual stream a norm has no weights
-    through: Tensor = norm(wide.to(own)) - norm(torch.zeros_like(wide).to(own))
-    return through.float() * written.float().square().mean(dim=1, keepdim=True).sqrt()
+        rows = {layer: self.written(layer) for layer in {layer for layer, _ in players}}
+        return torch.stack([rows[layer][column].float().cpu() for layer, column in players])
 
 
 def parse_players(text: str) -> list[Player]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from shapley.hf.load import LanguageModel
-from shapley.look.players import Player, Players, through_norm
+from shapley.hf.written import through_norm
+from shapley.look.players import Player, Players
 
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
