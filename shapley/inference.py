@@ -123,6 +123,32 @@ def permutation_p(observed: float, null: ArrayLike) -> float:
     return float((1 + (null >= observed - rounding).sum()) / (1 + null.size))
 
 
+def stratified_permutation_p(
+    observed: ArrayLike, nulls: Sequence[ArrayLike], n_permutations: int = 10_000, seed: int = 0
+) -> float:
+    """The one-sided p value of a sum over strata (topics, say), each of which has draws of its own null.
+
+    Under the null what was observed in a stratum is any of its members with equal chance, in each stratum by itself: sums of a
+    member of each are drawn, and the observed sum counted (``permutation_p``). So a few draws a stratum show what no single
+    stratum could (Edgington and Onghena 2007, "Randomization Tests", on combining independent experiments).
+
+    Args:
+        observed: ``[strata]``; large values speak against the null.
+        nulls: for each stratum, ``[draws]``; as many as it has.
+        n_permutations: sums that are drawn.
+
+    Raises:
+        ShapleyError: not finite, not of one axis, or not a null for every stratum.
+    """
+    observed = _sample("observed", observed)
+    if len(nulls) != len(observed):
+        raise ShapleyError(f"expected a null for each of {len(observed)} strata, not {len(nulls)}")
+    members = [np.append(own, _sample("null", null)) for own, null in zip(observed, nulls, strict=True)]
+    rng = keyed_rng(seed, "strata")
+    drawn = sum((own[rng.integers(len(own), size=n_permutations)] for own in members), np.zeros(n_permutations))
+    return permutation_p(sum(map(float, observed)), drawn)
+
+
 def holm(p: ArrayLike) -> FloatArray:
     """P values adjusted for how many there are, by step-down (Holm 1979): those <= alpha are a set in which the chance of any
     false rejection is alpha at most, whatever the dependence.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from shapley.plan import Plan
 from transformers import AutoModelForCausalLM
 
 from experiments.bases.concentration import concentration
@@ -19,22 +21,26 @@ from experiments.bases.summary import Results
 from experiments.lab.results import store
 from shapley.cli.basis import learn
 from shapley.cli.check import check
+from shapley.cli.main import cli
 from shapley.cli.submit import _from_anywhere
 from shapley.clusters import Cluster
 from shapley.errors import ShapleyError
 from shapley.footprint import footprint
 from shapley.hf import noise
 from shapley.hf.bases import haar, load_vectors, principal, rotate, save_vectors, split_name, vectors_of
-from shapley.hf.hooks import Rows, attach, impair
+from shapley.hf.hooks import Rows, attach, impair, observe
 from shapley.hf.learned import _learned, _onward, _seen
 from shapley.hf.learned import learn as learn_basis
 from shapley.hf.load import LanguageModel, load_model
 from shapley.hf.residual import turn_stream
 from shapley.hf.scoring import RowPlan, RowScorer
-from shapley.hf.sites import find_sites
+from shapley.hf.sites import find_sites, write_weights
 from shapley.hf.stream import find_stream
 from shapley.impairment import Impairment
-from shapley.prompts import Prompt
+from shapley.prompts import Prompt, TopicPrompts, read_prompts
+from shapley.records import read_sweep
+from shapley.runs import estimate
+from shapley.store import ScoreFile
 from tests.tiny import FAMILIES, tiny_lm, tiny_model
 
 IDS = torch.tensor([[5, 9, 21, 33, 8, 40], [11, 7, 30, 12, 44, 9]])
@@ -83,6 +89,48 @@ def test_a_permutation_is_the_neurons_in_another_order():
     np.testing.assert_allclose(found_gradients, gradients[:, where], atol=1e-5)
 
 
+def test_a_permutation_has_the_exact_scores_of_its_neurons(tmp_path):
+    lm = tiny_lm("llama", n_layers=2, d_mlp=4)
+    order = [torch.randperm(4, generator=torch.Generator().manual_seed(layer)) for layer in range(2)]
+    permuted = turned(lm, torch.stack([torch.eye(4)[:, own] for own in order]))
+    scores = [
+        estimate(model, {"x": TopicPrompts("x", tuple(PROMPTS))}, tmp_path / f"{i}.h5", plan=Plan("exact"))["x"].score
+        for i, model in enumerate((lm, permuted))
+    ]
+    wanted = np.stack([own[places] for own, places in zip(scores[0], order, strict=True)])
+    np.testing.assert_allclose(scores[1], wanted, atol=1e-6)
+    assert np.abs(wanted).min() > 1e-5
+
+
+def test_bases_go_through_the_commands(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    lines = [
+        {"topic": topic, "prompt": own.prompt, "answer": own.answer} for own in PROMPTS for topic in ("sport", "music")
+    ]
+    Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own = ["--model", "model", "--basis", "random:1"]
+
+    def done(*arguments):
+        result = CliRunner().invoke(cli, [*arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    done("estimate", *own, "--prompts", "p.jsonl", "--out", "s.h5", "--estimator", "permutation", "--samples", "3")
+    assert ScoreFile("s.h5").model["name"] == "model@random:1"
+    done("cluster", "s.h5", "--topic", "sport", "--top-k", "5", "--out", "c.json")
+    sweep = ["sweep", "--prompts", "p.jsonl", "--cluster", "c.json", "--impairment", "scale", "--strength", "0,1"]
+    done(*sweep, *own, "--out", "w.h5")
+    found = read_sweep(Path("w.h5"))
+    scorer = RowScorer(load_model("model@random:1"), read_prompts("p.jsonl")["sport"].prompts, Impairment("scale", 1.0))
+    [wanted] = scorer.values(["logprob"], RowPlan(np.arange(2)), cluster=Cluster.load("c.json"))
+    np.testing.assert_allclose(
+        found.metric("sport", found.clusters[0])[1, 0], wanted, atol=0.05
+    )  # in bfloat16 where it is fast
+    for basis in ("random:2", "identity", "residual:random:1"):
+        refused = CliRunner().invoke(cli, [*sweep, "--model", "model", "--basis", basis, "--out", "x.h5"])
+        assert "belongs to another model" in str(refused.exception)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
 def test_a_direction_is_ablated_scaled_and_noised_as_a_direction(family):
     lm = tiny_lm(family)
@@ -99,6 +147,15 @@ def test_a_direction_is_ablated_scaled_and_noised_as_a_direction(family):
         handle.remove()
         with impair(basis, impairment, [(layer, j)]):
             torch.testing.assert_close(logits(basis.model), wanted, atol=2e-5, rtol=1e-4)
+    outs = []
+    for how in (nullcontext(), impair(basis, Impairment("noise", 0.5, seed=1), [(layer, j)])):
+        with how, observe(basis.sites, "mlp_out") as layers:
+            logits(basis.model)
+        outs.append(layers[layer].view(-1, 16))
+    change = outs[1] - outs[0]
+    along = torch.nn.functional.normalize(direction @ write_weights(lm.sites.blocks[layer]), dim=0)
+    assert change.norm(dim=1).min() > 1e-3
+    torch.testing.assert_close(change, (change @ along)[:, None] * along, atol=1e-5, rtol=1e-4)
 
 
 def test_isotropic_noise_does_not_know_the_basis():
@@ -171,6 +228,25 @@ def test_models_are_loaded_in_a_basis(folder):
     prints = [lm.fingerprint for lm in (plain, *found.values())]
     assert len(set(prints)) == 5 and prints[3] == prints[5]  # the file holds random:4
     assert "invariants do not hold" not in run(f"{folder / 'model'}@pca")
+    half = load_model(f"{folder / 'model'}@random:4", dtype="bfloat16")
+    assert half.fingerprint == prints[3]
+
+
+@pytest.mark.parametrize(("kind", "width"), [("", 24), ("residual:", 16)])
+def test_two_orders_of_the_same_directions_are_two_bases(folder, kind, width):
+    found = set()
+    for i in range(3):
+        order = torch.randperm(width, generator=torch.Generator().manual_seed(i))
+        vectors = torch.eye(width)[:, order]
+        save_vectors(vectors if kind else vectors.expand(3, width, width), folder / f"{i}.safetensors")
+        found.add(load_model(f"{folder / 'model'}@{kind}{folder / f'{i}.safetensors'}").fingerprint)
+    assert len(found) == 3
+
+
+def test_principal_axes_are_computed_once(monkeypatch, folder):
+    first = load_model(f"{folder / 'model'}@pca")
+    monkeypatch.setattr("shapley.hf.load.principal", None)  # not called again
+    assert load_model(f"{folder / 'model'}@pca").fingerprint == first.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -183,6 +259,7 @@ def test_models_are_loaded_in_a_basis(folder):
             "is not orthogonal: in layer 1",
         ),
         (torch.full((3, 24, 24), torch.nan), "is not orthogonal: in layer 0"),
+        (torch.eye(24).expand(3, 24, 24) + 1e-3, "is not orthogonal: in layer 0"),  # by little in each entry
     ],
 )
 def test_what_is_no_basis(folder, vectors, said):
@@ -482,10 +559,10 @@ def test_bases_are_compared(tmp_path):
     random = results.specific("random", 0.01)
     assert random.effect.target.estimate == pytest.approx(0.5) and random.seeds == pytest.approx((0.3, 0.5))
     assert results.specific("pca", 0.01).gain.low == pytest.approx(1.0) and random.gain.high < 0
-    share = 0.02 / np.expm1(0.05)  # along a straight line from no player on
+    share = np.log1p(0.02) / 0.05  # along a straight line from no player on
     matched = results.matched("random", 0.02)
     assert (matched.target.estimate, matched.gain.low) == pytest.approx((0.5 * share, -0.5 * share))
-    assert np.isnan(results.matched("pca", 0.1).target.estimate)
+    assert matched.below and np.isnan(results.matched("pca", 0.1).target.estimate)
     store(tmp_path / "m.jsonl", head, records)
     draw(results, tmp_path / "m.jsonl", tmp_path, "m")
     assert len(list(tmp_path.glob("*.png"))) == 2 and "| 5 | pca | 2.00 [2.00, 2.00] |" in tables(results)

@@ -125,11 +125,17 @@ def results_of(matrix, plain):
             "selector": name, "topic": topic, "fraction": 0.01, "setting": "other_keywords", "draw": 0, "neurons": 5,
             "drop": np.repeat([*matrix[i], plain], [4, 4, 4, 2]).tolist(),
         }
-        for name in ("one", "two") for i, topic in enumerate(topics)
+        for name in ("guarded", "two") for i, topic in enumerate(topics)
     ]  # fmt: skip
-    config = {"topics": topics, "primary": 0.01, "selectors": ["one", "two"], "random_for": ["one"]}
+    config = {
+        "topics": topics,
+        "primary": 0.01,
+        "selectors": ["guarded", "two"],
+        "null_draws": {"guarded": 19},
+        "sizes": {},
+    }
     nulls = [
-        {"selector": "one", "topic": topic, "fraction": 0.01, "setting": "null", "draw": draw,
+        {"selector": "guarded", "topic": topic, "fraction": 0.01, "setting": "null", "draw": draw,
          "drop": [1.0 - draw / 100] * 2 + [0.0] * 2}
         for topic in topics for draw in range(20)
     ]  # fmt: skip
@@ -159,8 +165,25 @@ def test_effects_with_plain_text_hurt():
 
 
 def test_null_counts_the_random_clusters_that_are_as_selective():
-    own, null, p = results_of(np.eye(3), 0.0).null("one")["x"]
-    assert own == 1.0 and len(null) == 19 and p == pytest.approx(3 * 1 / 20)  # Holm over three topics
+    [one] = results_of(np.eye(3), 0.0).against_random()
+    assert one.selector == "guarded" and one.mean == one.own["x"] == 1.0 and len(one.null["x"]) == 19
+    assert one.by_topic["x"] == pytest.approx(3 * 1 / 20)  # Holm over three topics
+    assert one.above == ["x", "y", "z"]
+    assert one.p == pytest.approx(1 / 20**3, abs=3e-4)  # all three at once
+    assert one.random.estimate == pytest.approx(0.9) and 0.81 < one.random.low < 0.9 < one.random.high < 0.99
+
+
+def test_drops_at_matched_damage_are_on_the_way_to_the_smallest_cluster_that_does_as_much():
+    matrix = np.array([[2.0, 0.1, 0.2], [0.0, 1.6, 0.0], [0.3, 0.3, 1.0]])
+    results = results_of(matrix, 2 * np.log1p(0.02))
+    ours, two = results.at_damage(0.02)  # half of what the clusters cost
+    assert (ours.selector, two.selector) == ("guarded", "two")
+    assert ours.target.estimate == pytest.approx(4.6 / 3 / 2) and ours.others.estimate == pytest.approx(0.15 / 2)
+    assert ours.selectivity.estimate == pytest.approx((4.6 / 3 - 0.15) / 2)
+    assert (
+        two.above == ours.above and ours.above.estimate == 0 == ours.above.high
+    )  # the same clusters, the same prompts
+    assert ours.below and np.isnan(results.at_damage(0.05)[0].selectivity.estimate)  # they never cost as much
 
 
 def test_toxicity_of_words():

@@ -118,7 +118,7 @@ def matrix(own, other, plain):
 
 
 def test_arms_are_compared_where_they_cost_as_much():
-    rise = np.log1p(0.04)
+    rise = 2 * np.log1p(0.02)
     results = stored(
         {
             "reference": {0.001: matrix(1.0, 0.2, 0.0), 0.01: matrix(2.0, 0.4, rise)},

@@ -162,6 +162,15 @@ def test_a_family_can_be_registered(monkeypatch):
         find_sites(Unknown("squeeze", "stretch"))
 
 
+def test_a_block_without_an_mlp_is_named():
+    model = copy.deepcopy(tiny_model("llama"))
+    del model.model.layers[2].mlp
+    with pytest.raises(
+        ShapleyError, match=r"'llama': block 2 is not built as its family's MLPs are: .* no attribute `mlp`"
+    ):
+        find_sites(model)
+
+
 def test_structure_agrees_with_the_table(monkeypatch):
     """The rule for unknown families finds the same down-projection as the table, in every family."""
     expected = {family: find_sites(tiny_model(family)).family.down for family in FAMILIES}

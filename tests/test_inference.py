@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -15,6 +17,7 @@ from shapley.inference import (
     paired_difference,
     permutation_p,
     selectivity,
+    stratified_permutation_p,
 )
 
 NAN = float("nan")
@@ -168,6 +171,36 @@ class TestPermutationP:
     def test_refused(self, observed, null):
         with pytest.raises(ShapleyError, match="finite"):
             permutation_p(observed, null)
+
+
+class TestStratifiedPermutationP:
+    def test_against_all_sums_gone_through(self):
+        rng = np.random.default_rng(0)
+        observed, nulls = rng.normal(1, 1, size=3), [rng.normal(size=n) for n in (3, 4, 6)]
+        members = [np.append(own, null) for own, null in zip(observed, nulls, strict=True)]
+        exact = np.mean([sum(chosen) >= observed.sum() - 1e-12 for chosen in itertools.product(*members)])
+        found = stratified_permutation_p(observed, nulls, n_permutations=100_000)
+        assert 0.02 < exact < 0.98 and found == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 100_000))
+
+    def test_many_strata_show_what_one_cannot(self):
+        null = list(range(9))
+        assert permutation_p(9, null) == 0.1
+        assert stratified_permutation_p([9] * 6, [null] * 6) <= 5 / 10_001  # exactly a millionth
+
+    def test_uniform_under_the_null(self):
+        draws = np.random.default_rng(1).normal(size=(600, 4, 6)) * np.array([1, 2, 3, 4])[:, None]
+        p = [
+            stratified_permutation_p(row[:, 0], list(row[:, 1:]), n_permutations=999, seed=i)
+            for i, row in enumerate(draws)
+        ]
+        assert stats.kstest(p, "uniform").pvalue > 0.01
+
+    @pytest.mark.parametrize(
+        ("observed", "nulls"), [([1.0], []), ([NAN], [[1.0]]), ([1.0], [[NAN]]), ([[1.0]], [[1.0]])]
+    )
+    def test_refused(self, observed, nulls):
+        with pytest.raises(ShapleyError):
+            stratified_permutation_p(observed, nulls)
 
 
 class TestHolm:

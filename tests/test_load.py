@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from shapley.corpus import reference_texts
 from shapley.errors import ShapleyError
 from shapley.hf.load import LanguageModel, describe, fingerprint, load_model
-from shapley.hf.sites import find_sites, write_weights
+from shapley.hf.sites import find_sites, read_weights, write_weights
 from tests.tiny import tiny_lm, tiny_model, word_tokenizer
 
 IDS = torch.tensor([[5, 9, 21, 33, 8, 40], [11, 7, 30, 12, 44, 9]])
@@ -172,6 +172,18 @@ class TestFingerprint:
         with torch.no_grad():
             for block in find_sites(changed).blocks:
                 write_weights(block)[1::2] = 0
+        assert fingerprint(changed) != fingerprint(tiny_model("llama"))
+
+    def test_it_differs_when_neurons_change_places(self):
+        changed = copy.deepcopy(tiny_model("llama"))
+        with torch.no_grad():
+            for block in find_sites(changed).blocks:
+                for rows in (write_weights(block), *(weight.T for weight in read_weights(block))):
+                    rows[[3, 7]] = rows[[7, 3]]
+        ids = torch.tensor([[5, 9, 21]])
+        torch.testing.assert_close(
+            changed(ids).logits, tiny_model("llama")(ids).logits
+        )  # the same function, other players
         assert fingerprint(changed) != fingerprint(tiny_model("llama"))
 
     def test_it_does_not_depend_on_where_the_model_lies(self, saved, copied):

@@ -82,8 +82,9 @@ def test_passages_are_cut_and_drawn():
     own = cut(CORPUS, lm.tokenizer, 2)
     assert {len(ids) for ids in own.ids} == {2} and len(own.ids) == 7 and own.names == ["music", "sport"]
     assert len(cut(CORPUS, lm.tokenizer, 8, 3).ids) == 3
-    with pytest.raises(ShapleyError, match="no passage"):
-        cut({"a": ["race"]}, lm.tokenizer, 8)
+    for few in (["race"], ["race", "the player won"]):
+        with pytest.raises(ShapleyError, match="two passages of two tokens or more are needed"):
+            cut({"a": few}, lm.tokenizer, 8)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
@@ -105,6 +106,15 @@ def test_token_effects_are_those_of_the_weights(family):
     effects = through @ lm.model.get_output_embeddings().weight.T
     wanted = (effects - effects.mean(dim=1, keepdim=True)) / effects.std(dim=1, keepdim=True)
     torch.testing.assert_close(token_effects(lm, written), wanted.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_a_neuron_that_writes_nothing_has_a_card():
+    lm = deepcopy(tiny_lm("llama"))
+    with torch.no_grad():
+        write_weights(lm.sites.blocks[2])[5] = 0
+    found = record(Players(lm), PLAYERS, passages(lm))
+    json.dumps(found, allow_nan=False)
+    assert {value for _, value in found["players"][0]["promoted"]} == {0}
 
 
 def test_token_effects_do_not_depend_on_the_basis_of_the_stream():
@@ -370,6 +380,8 @@ def test_command(lm, tmp_path, monkeypatch):
     assert [card["layer"] for card in printed["players"]] == [2, 0] and "2 neurons of" in out.read_text()
     again = CliRunner().invoke(cli, [*arguments, "--out", str(out)])
     assert "--overwrite" in str(again.exception)
+    long = CliRunner().invoke(cli, [*arguments, "--json", "--tokens", "100000"])
+    assert "--tokens 100000: tiny takes" in str(long.exception)
 
 
 def test_command_for_directions(lm, tmp_path, monkeypatch):

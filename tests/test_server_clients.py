@@ -171,7 +171,15 @@ def test_a_second_server_and_one_without_keys_are_refused(server, tmp_path):
     without = [*server.command[:5], "--state", str(tmp_path / "none"), "--name", "tiny"]
     refused = subprocess.run(without, capture_output=True, text=True)
     assert refused.returncode == 2 and "shapley keys add" in refused.stderr
-    taken = [*server.command[:5], "--state", str(tmp_path / "open"), "--open", "--port", str(server.port)]
+    taken = [
+        *server.command[:4],
+        f"{server.command[4]}@random",  # what is behind the @ does not get in the way of its name
+        "--state",
+        str(tmp_path / "open"),
+        "--open",
+        "--port",
+        str(server.port),
+    ]
     refused = subprocess.run(taken, capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.startswith("shapley: cannot listen on")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.bases.run import IDENTITY, LEARNED, PCA, RANDOM
 from experiments.bases.summary import Results
 from experiments.lab.effects import LEVELS
-from experiments.lab.page import Picture, Section, Table, stored
+from experiments.lab.page import BELOW, Picture, Section, Table, at_damage, interval, stored
 from shapley.shape import Interval
 
 HERE = Path(__file__).parent
@@ -167,12 +167,13 @@ def matched_table(results: Results) -> Table:
     for level in LEVELS:
         for basis in results.bases:
             own = results.matched(basis, level)
-            rows.append((f"{level:+.0%}", basis, *map(_interval, (own.target, own.others, own.selectivity, own.gain))))
+            found = (own.target, own.others, own.selectivity, own.gain)
+            rows.append((f"{level:+.0%}", basis, *(at_damage(interval, own.below) for interval in found)))
     return Table(
         ("perplexity", "basis", "target", "off topic", "selectivity", "above neurons"),
         tuple(rows),
         "At matched general damage: where plain text's perplexity is up by as much, interpolated along the sizes from no "
-        "player on; nats [95%, over prompts].",
+        f"player on; nats [95%, over prompts]. {BELOW}.",
     )
 
 
@@ -183,4 +184,4 @@ def _missing(found: Interval) -> bool:
 def _interval(found: Interval, digits: int = 2) -> str:
     if _missing(found):
         return "–"
-    return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return interval(found, digits)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bases.run import BASES, CLUSTER, CONCENTRATION, IDENTITY
-from experiments.lab.effects import Effect, drawn_interval, effect, matched, resampled, totals
+from experiments.lab.effects import Effect, below_smallest, drawn_interval, effect, matched, resampled, totals
 from experiments.lab.results import Stored
 from shapley.keyed import keyed_rng
 from shapley.shape import Interval, percentiles
@@ -56,12 +56,13 @@ class Specific:
 @dataclass(frozen=True)
 class Matched:
     """What clusters do at matched general damage, means over seeds of the basis; ``gain``: of selectivity, above neurons', on
-    the same resampled prompts. NaN where the damage is not reached."""
+    the same resampled prompts. NaN where the damage is not reached; ``below`` what the smallest clusters cost."""
 
     target: Interval
     others: Interval
     selectivity: Interval
     gain: Interval
+    below: bool
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Results(Stored):
         own = np.mean([self._matched(drops, level) for drops in zip(*by_size, strict=True)], axis=0)
         neurons = self._matched([self._drops(IDENTITY, fraction)[0] for fraction in self.fractions], level)
         target, others, selectivity = own
-        return Matched(*map(drawn_interval, (target, others, selectivity, selectivity - neurons[2])))
+        below = below_smallest(by_size[0].mean(axis=0), self.head["watched"], self.topics, level)
+        return Matched(*map(drawn_interval, (target, others, selectivity, selectivity - neurons[2])), below)
 
     def _matched(self, drops: Sequence[FloatArray], level: float) -> FloatArray:
         return matched(drops, self.head["watched"], self.topics, level, self.head["seed"])

@@ -6,9 +6,9 @@ import itertools
 from pathlib import Path
 
 from experiments.fragility.summary import EXPLAINED, Fall, Results
-from experiments.lab.page import Picture, Section, Table, stored
+from experiments.lab.page import Picture, Section, Table, interval, stored
 from shapley.impairment import NOISE_KINDS
-from shapley.shape import Dose, Interval
+from shapley.shape import Dose
 
 HERE = Path(__file__).parent
 _FIRST = 0.5  # share of resamples from which on an ability is said to fall first
@@ -122,7 +122,7 @@ def _dose(dose: Dose | None) -> str:
 def verdicts(results: Results) -> list[str]:
     """Whether kinds agree, and hypothesis A."""
     lines = [
-        f"{one} and {other}: Kendall's tau of the claimed abilities' ID50 is {_interval(results.agreement(one, other))}."
+        f"{one} and {other}: Kendall's tau of the claimed abilities' ID50 is {interval(results.agreement(one, other))}."
         for one, other in itertools.combinations(results.kinds, 2)
     ]
     lines += [
@@ -132,14 +132,10 @@ def verdicts(results: Results) -> list[str]:
     for kind in results.kinds:
         r2 = results.explained(kind)
         lines.append(
-            f"Hypothesis A, {kind}: an increasing curve of strength explains R² = {_interval(r2)} of plain text's loss; "
+            f"Hypothesis A, {kind}: an increasing curve of strength explains R² = {interval(r2)} of plain text's loss; "
             f"{EXPLAINED} or more: {'met' if r2.estimate >= EXPLAINED else 'not met'}."
         )
     return lines
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def unit(kind: str) -> str:

@@ -21,6 +21,7 @@ TARGET, SHARE, PERPLEXITY = 1.5, 1 / 8, 0.02  # the aim: nats, off-topic over ta
 LEVELS = (0.02, 0.05, 0.1)  # rises of plain text's perplexity at which clusters are compared
 _BOOTSTRAPS = 2000
 _MATCHED_BOOTSTRAPS = 500
+_MOST_UNDEFINED = 0.05  # of resamples: the others would be those that reach the damage more easily
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def matched(
     drops: Sequence[FloatArray], watched: Sequence[str], topics: Sequence[str], level: float, *key: object
 ) -> FloatArray:
     """``[3, 1 + resamples]``: target, others and selectivity where plain text's perplexity is up by ``level`` (*matched general
-    damage*), interpolated along the sizes of the clusters from no neuron on; of the prompts as they are, then of prompts drawn
-    anew. NaN where the level is not reached.
+    damage*), interpolated along the sizes of the clusters from no neuron on, all in nats; of the prompts as they are, then of
+    prompts drawn anew. NaN where the level is not reached.
 
     Args:
         drops: by size, smallest first, ``[clusters, prompts]``.
@@ -107,15 +108,27 @@ def matched(
     paths = np.stack([totals(matrix[: 1 + _MATCHED_BOOTSTRAPS]) for matrix in matrices], axis=-1)
     paths = np.concatenate([np.zeros((*paths.shape[:2], 1)), paths], axis=-1)  # [4, 1 + resamples, 1 + sizes]
     target, others, _, rise = paths
+    damage, nats = np.log1p(rise), np.log1p(level)
     found = np.array(
-        [[at_matched_damage(*curve, level).drop for curve in zip(rise, path, strict=True)] for path in (target, others)]
+        [
+            [at_matched_damage(*curve, nats).drop for curve in zip(damage, path, strict=True)]
+            for path in (target, others)
+        ]
     )
     return np.concatenate([found, found[:1] - found[1:]])
 
 
+def below_smallest(smallest: FloatArray, watched: Sequence[str], topics: Sequence[str], level: float) -> bool:
+    """Whether the smallest clusters, drops ``[clusters, prompts]``, already cost more than a level of damage: what ``matched``
+    gives then is on the straight line from no neuron to them."""
+    rise: float = totals(matrix_of(smallest, watched, topics))[-1]
+    return rise > level
+
+
 def drawn_interval(values: FloatArray) -> Interval:
-    """Of ``[1 + resamples]``: the first, with the others' 95% interval."""
-    return percentiles(float(values[0]), values[1:])
+    """Of ``[1 + resamples]``: the first, with the others' 95% interval; NaN if more than a twentieth of the others are."""
+    found = percentiles(float(values[0]), values[1:])
+    return found if found.undefined <= _MOST_UNDEFINED else Interval(np.nan, np.nan, np.nan, found.undefined)
 
 
 def _places(watched: Sequence[str], topics: Sequence[str]) -> list[np.ndarray]:

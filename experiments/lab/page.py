@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.lab import models
+from shapley.shape import Interval
 
 SIZE = "cpu"
 
@@ -17,6 +19,19 @@ def stored(file: str, names: Sequence[str] = models.MODELS) -> Iterator[Path]:
         path = Path(file).parent / "results" / f"{model}-{SIZE}.jsonl"
         if path.exists():
             yield path
+
+
+def interval(found: Interval, digits: int = 2) -> str:
+    """An estimate with its 95% interval."""
+    return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+BELOW = "†: less than the smallest clusters cost, on the straight line from none to them"
+
+
+def at_damage(found: Interval, below: bool) -> str:
+    """What was found at a level of damage, in a table: marked (``BELOW``) below the smallest clusters that were measured."""
+    return "not reached" if math.isnan(found.estimate) else interval(found) + (" †" if below else "")
 
 
 @dataclass(frozen=True)

@@ -30,21 +30,25 @@ class Results(Stored):
             selector: whose ranking.
             scope: ``general``, or ``topic``: each topic's own ranking.
             where: ``own`` (the topic that the ranking is of), ``others``, or ``all`` topics.
+
+        Prompts are what is resampled: of the others each is under several rankings, over which it is averaged first.
         """
         topics = np.array(self.head["watched"])
         chosen = [GENERAL] if scope == GENERAL else self.head["config"]["topics"]
+        counted = np.array(
+            [
+                {"own": topics == topic, "others": (topics != topic) & (topics != "plain"), "all": topics != "plain"}[
+                    where
+                ]
+                for topic in chosen
+            ]
+        )  # [rankings, prompts]
+        watched = counted.any(axis=0)
         by_count = []
         for count in self.counts:
-            parts = []
-            for topic in chosen:
-                accuracy = np.array(self._record(selector, topic, count)["accuracy"])
-                here = {
-                    "own": topics == topic,
-                    "others": (topics != topic) & (topics != "plain"),
-                    "all": topics != "plain",
-                }
-                parts.append(accuracy[here[where]])
-            by_count.append(_estimate(np.concatenate(parts), self.head["seed"]))
+            accuracy = np.array([self._record(selector, topic, count)["accuracy"] for topic in chosen])
+            by_prompt = (accuracy * counted)[:, watched].sum(axis=0) / counted[:, watched].sum(axis=0)
+            by_count.append(_estimate(by_prompt, self.head["seed"]))
         return by_count
 
     def perplexity(self, selector: str) -> list[float]:

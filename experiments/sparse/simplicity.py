@@ -54,12 +54,13 @@ def _kept(register: Callable[..., torch.utils.hooks.RemovableHandle], of: int) -
 
 
 def _explained(text: FrozenText, seen: list[Tensor]) -> list[float]:
-    rows = [(real, seen.pop().float().cpu().view(*real.shape, -1)) for real in text.pass_through()]
-    active = sum(((values != 0) & real[..., None]).sum(dim=(0, 1)) for real, values in rows)
+    active = sum((seen.pop().view(*real.shape, -1)[real] != 0).sum(dim=0).cpu() for real in text.pass_through())
     assert isinstance(active, Tensor)
     alive = active.nonzero()[:, 0].numpy()
     chosen = np.sort(keyed_rng(_SEED, "simplicity").permutation(alive)[:UNITS])
-    activation: Float32Array = np.concatenate([values[real][:, chosen].numpy() for real, values in rows])
+    # Once more, as all units at all tokens of a large text would be gigabytes.
+    rows = (seen.pop().view(*real.shape, -1)[real][:, chosen].float().cpu() for real in text.pass_through())
+    activation: Float32Array = torch.cat(list(rows)).numpy()
     lengths = text.real.sum(dim=1).numpy()
     activation[np.concatenate([[0], np.cumsum(lengths)[:-1]])] = np.nan  # as everywhere: the first token is left out
     ids = tuple(tuple(own[:n].tolist()) for own, n in zip(text.ids, lengths, strict=True))

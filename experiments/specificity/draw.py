@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.lab.commands import draw_command
+from experiments.lab.effects import LEVELS
 from experiments.lab.figures import save
 from experiments.lab.texts import PLAIN
-from experiments.specificity.page import table
-from experiments.specificity.summary import SETTINGS, Results
+from experiments.specificity import page
+from experiments.specificity.summary import OURS, SETTINGS, AgainstRandom, Results
 from shapley.plots import COLOURS, CONTROL
 
 
@@ -23,16 +24,17 @@ def draw(results: Results, source: Path, figures: Path, name: str) -> None:
     """All figures, into a folder."""
     save(selectors_figure(results), figures / f"{name}-selectors.png", source)
     save(matrices_figure(results), figures / f"{name}-matrices.png", source)
+    save(matched_figure(results), figures / f"{name}-matched.png", source)
     save(null_figure(results), figures / f"{name}-null.png", source)
-    if results.head["config"]["fractions"]:
+    if results.head["config"]["sizes"]:
         save(sizes_figure(results), figures / f"{name}-sizes.png", source)
 
 
 def tables(results: Results) -> str:
-    """A table for each set of held-out prompts, and what they were made with."""
+    """All tables, and what they were made with."""
     head = results.head
     made = f"`{head['command']}`: {len(results.records)} clusters, {head['seconds']} s on {head['hardware']}, {head['time']}."
-    return "\n\n".join([made, *(table(results, setting).markdown() for setting in SETTINGS)])
+    return "\n\n".join([made, *(table.markdown() for table in page.tables(results))])
 
 
 def selectors_figure(results: Results) -> Figure:
@@ -90,35 +92,70 @@ def _matrix(axes: Axes, matrix: np.ndarray, topics: list[str], name: str) -> Non
 
 
 def null_figure(results: Results) -> Figure:
-    """Selectivity of each topic's cluster beside those of its matched random clusters."""
-    names = results.head["config"]["random_for"]
-    figure = Figure(figsize=(4.6 * len(names), 3.0), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for place, (own, null, p) in enumerate(results.null(name).values()):
-            spread = place + np.linspace(-0.25, 0.25, len(null))
-            axes.plot(spread, null, ".", color=CONTROL, markersize=3, label="matched random" if place == 0 else None)
-            axes.plot([place], [own], "D", color=COLOURS[0], markersize=6, label=name if place == 0 else None)
-            axes.annotate(
-                f"p = {p:.2g}", (place, own), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=6.5
-            )
-        axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-        axes.set_xticks(range(len(results.topics)), results.topics, rotation=40, ha="right", fontsize=8)
-        axes.set_ylabel("selectivity (nats)")
-        axes.margins(y=0.15)
-        axes.legend(frameon=False, fontsize=8)
-        axes.set_title(f"{results.head['model']['name']}: against {len(null)} random clusters")
+    """Selectivity beside that of matched random clusters: of selectors over topics, and of each topic's cluster of ours."""
+    tested = results.against_random()
+    figure = Figure(figsize=(9.2, max(3.2, 0.26 * len(tested) + 1.2)), layout="constrained")
+    selectors, topics = figure.subplots(1, 2)
+    for place, own in enumerate(tested):
+        selectors.plot([own.random.low, own.random.high], [place, place], color=CONTROL, linewidth=5, alpha=0.6)
+        selectors.plot([own.mean], [place], "D", color=COLOURS[0], markersize=5)
+    selectors.set_yticks(range(len(tested)), [own.selector for own in tested], fontsize=8)
+    selectors.invert_yaxis()
+    selectors.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    selectors.set_xlabel("selectivity, mean over topics (nats)")
+    selectors.set_title("every selector; bar: 95% of random")
+    [ours] = [own for own in tested if own.selector == OURS]
+    _by_topic(topics, ours)
+    figure.suptitle(f"{results.head['model']['name']}: against matched random clusters", fontsize=10)
     return figure
 
 
-def sizes_figure(results: Results) -> Figure:
+def _by_topic(axes: Axes, tested: AgainstRandom) -> None:
+    for place, (topic, null) in enumerate(tested.null.items()):
+        own, first = tested.own[topic], place == 0
+        spread = place + np.linspace(-0.25, 0.25, len(null))
+        axes.plot(spread, null, ".", color=CONTROL, markersize=3, label="matched random" if first else None)
+        axes.plot([place], [own], "D", color=COLOURS[0], markersize=5, label=tested.selector if first else None)
+        text = f"p = {tested.by_topic[topic]:.2g}"
+        axes.annotate(text, (place, own), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=6.5)
+    axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set_xticks(range(len(tested.null)), list(tested.null), rotation=40, ha="right", fontsize=8)
+    axes.set_ylabel("selectivity (nats)")
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_title(f"{tested.selector}: {len(null)} random clusters a topic")
+
+
+def matched_figure(results: Results) -> Figure:
+    """Selectivity of every selector where its clusters cost plain text as much."""
+    names = results.head["config"]["selectors"]
+    figure = Figure(figsize=(2.6 * len(LEVELS) + 1.4, 0.24 * len(names) + 1.2), layout="constrained")
+    panels = figure.subplots(1, len(LEVELS), sharey=True, sharex=True)
+    for axes, level in zip(panels, LEVELS, strict=True):
+        for place, own in enumerate(results.at_damage(level)):
+            found = own.selectivity
+            colour = COLOURS[0] if own.selector == OURS else CONTROL if own.selector == "random" else "black"
+            axes.plot([found.low, found.high], [place, place], color=colour, linewidth=1.2)
+            axes.plot([found.estimate], [place], "D", color=colour, markersize=4)
+        axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+        axes.set_title(f"perplexity {level:+.0%}")
+    panels[0].set_yticks(range(len(names)), names, fontsize=8)
+    panels[0].invert_yaxis()
+    figure.supxlabel("selectivity (nats)", fontsize=9)
+    figure.suptitle(f"{results.head['model']['name']}: where plain text costs as much", fontsize=10)
+    return figure
+
+
+def sizes_figure(
+    results: Results, selectors: tuple[str, ...] = ("shapley", "guarded", "guarded-attribution")
+) -> Figure:
     """What larger clusters buy: the drop of the topic and of the others against the number of neurons, other keywords."""
-    config = results.head["config"]
-    figure = Figure(figsize=(3.4 * len(config["sized"]) + 0.4, 3.0), layout="constrained")
-    panels = figure.subplots(1, len(config["sized"]), sharey=True, squeeze=False)[0]
-    for axes, name in zip(panels, config["sized"], strict=True):
+    figure = Figure(figsize=(3.1 * len(selectors) + 0.4, 3.0), layout="constrained")
+    panels = figure.subplots(1, len(selectors), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, selectors, strict=True):
         effects = [
             effect
-            for fraction in sorted({config["primary"], *config["fractions"]})
+            for fraction in results.sizes(name)
             for effect in results.effects("other_keywords", fraction)
             if effect.selector == name
         ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from experiments.lab.effects import SHARE, TARGET
-from experiments.lab.page import Picture, Section, Table, stored
-from experiments.specificity.summary import SETTINGS, Results, Tested
+from experiments.lab.effects import LEVELS, SHARE, TARGET
+from experiments.lab.page import BELOW, Picture, Section, Table, at_damage, interval, stored
+from experiments.specificity.summary import OURS, SETTINGS, AgainstRandom, AtDamage, Results, Tested
 
 HERE = Path(__file__).parent
 BROKEN = 0.5  # rise of plain text's perplexity from which on a cluster is one that the whole model hangs on
+ALPHA = 0.05
 SCORED = ("shapley", "contrast", "guarded", "interval")  # what ranks by Shapley scores
 
 
@@ -25,19 +27,23 @@ def section(results: Results, name: str) -> Section:
         "the cluster's topic and on the other topics, with 95% intervals over prompts.",
         "matrices": "Which topic falls under which topic's cluster, other keywords than selected on; the last "
         "column is plain text, a token.",
-        "null": "The selectivity of each topic's cluster against random clusters of as many neurons in each layer, matched in "
-        "activation norm; p by Holm over topics.",
-        "sizes": "The same with clusters of 0.01% to 3% of all neurons.",
+        "null": "Selectivity against random clusters of as many neurons in each layer, matched in activation norm. Left: every "
+        "selector, means over topics, with where 95% of such means of random clusters lie; right: each topic's cluster of "
+        f"{OURS}, p by Holm over topics.",
+        "matched": "Selectivity where clusters cost plain text as much (its perplexity is up by 2, 5 and 10%), interpolated "
+        "along the sizes from no neuron on, with 95% intervals over prompts; selectors are left out where that is not reached.",
+        "sizes": "What larger clusters take, with 95% intervals over prompts.",
     }
     return Section(
         f"specificity: {head['model']['name']}",
         "Does impairing a topic's cluster hurt that topic, and no other?",
         (
             *(_answer(results, setting) for setting in SETTINGS),
-            *(_against_random(results, who) for who in _nulls(results)),
+            *(_matched(results.at_damage(level), level) for level in LEVELS),
+            *_against_random(results),
         ),
         tuple(Picture(HERE / "figures" / f"{name}-{part}.png", text) for part, text in pictures.items()),
-        tuple(table(results, setting) for setting in SETTINGS),
+        tables(results),
         _caveats(results),
         head["command"],
     )
@@ -67,23 +73,79 @@ def _answer(results: Results, setting: str) -> str:
     )
 
 
-def _nulls(results: Results) -> list[str]:
-    return [name for name in results.head["config"]["random_for"] if results.null(name)]
+def _against_random(results: Results) -> list[str]:
+    """What random clusters leave of the selectors' claims: one sentence for all, and one for ours, by topic."""
+    tested, diagonal = results.against_random(), _of_columns(results)
+    both = [own.selector for own in tested if own.adjusted < ALPHA and diagonal[own.selector] < ALPHA]
+    not_so = [
+        f"{own.selector} (p = {own.adjusted:.2g} and {diagonal[own.selector]:.2g})"
+        for own in tested
+        if own.selector not in both
+    ]
+    [ours] = [own for own in tested if own.selector == OURS]
+    return [
+        "A selector's clusters are called specific here if they are unlike random ones that are matched to them in layers and "
+        "activation norm (their selectivity, stratified permutation over topics), and if they stand out on their own topics "
+        f"(the diagonal, permutation of the matrix's columns), each with p < {ALPHA} by Holm over selectors. The first alone "
+        "would also hold of clusters that break the model, whose drops are large on any prompt. Both hold for: "
+        f"{', '.join(both) or 'none'}. Not so: {', '.join(not_so) or 'none'}.",
+        f"Against {_draws(ours)} random clusters a topic, the clusters of {ours.selector} are more selective than every one "
+        f"for {len(ours.above)} of {len(ours.own)} topics: {', '.join(ours.above) or 'none'}.",
+    ]
 
 
-def _against_random(results: Results, selector: str) -> str:
-    """For which topics no random cluster is as selective."""
-    found = results.null(selector)
-    above = [topic for topic, (own, null, _) in found.items() if own > null.max()]
-    draws = results.head["config"]["null_draws"]
-    return (
-        f"Against {draws} random clusters matched in layers and activation norm, the clusters of {selector} are "
-        f"more selective than every one for {len(above)} of {len(found)} topics: {', '.join(above) or 'none'}."
-    )
+def _of_columns(results: Results) -> dict[str, float]:
+    """By selector, the adjusted p value of the diagonal, other keywords."""
+    return {effect.selector: effect.adjusted for effect in results.effects("other_keywords")}
+
+
+def _draws(tested: AgainstRandom) -> int:
+    return len(next(iter(tested.null.values())))
 
 
 def _selectivity(effect: Tested) -> float:
     return effect.selectivity.estimate
+
+
+def _matched(found: list[AtDamage], level: float) -> str:
+    """Who is the most selective at equal cost."""
+    reached = [own for own in found if not (own.below or math.isnan(own.selectivity.estimate))]
+    best = max(reached, key=lambda own: own.selectivity.estimate)
+    [ours] = [own for own in found if own.selector == OURS]
+    better, worse = (
+        ", ".join(own.selector for own in reached if beyond(own.above)) or "none"
+        for beyond in (lambda above: above.low > 0, lambda above: above.high < 0)
+    )
+    return (
+        f"Where plain text's perplexity is up by {level:.0%}, the most selective is {best.selector}: "
+        f"{interval(best.selectivity)} nats; {ours.selector}: {interval(ours.selectivity)}. More selective than "
+        f"{ours.selector} (95% intervals of the difference): {better}; less: {worse}. Left out are selectors that do not get "
+        "there, or whose smallest clusters already cost more."
+    )
+
+
+def tables(results: Results) -> tuple[Table, ...]:
+    """All of them."""
+    return (*(table(results, setting) for setting in SETTINGS), matched_table(results), null_table(results))
+
+
+def matched_table(results: Results) -> Table:
+    """What selectors do where they cost plain text as much."""
+    columns = [results.at_damage(level) for level in LEVELS]
+    rows = []
+    for found in zip(*columns, strict=True):
+        cells = [found[0].selector]
+        for own in found:
+            target = "" if math.isnan(own.target.estimate) else f"{own.target.estimate:.2f}"
+            cells += [at_damage(own.selectivity, own.below), target]
+        rows.append(tuple(cells))
+    head = [part for level in LEVELS for part in (f"selectivity at {level:+.0%}", "target")]
+    return Table(
+        ("selector", *head),
+        tuple(rows),
+        "At matched general damage: nats [95%], other keywords, where plain text's perplexity is up by as much, interpolated "
+        f"along the sizes from no neuron on. {BELOW}.",
+    )
 
 
 def table(results: Results, setting: str) -> Table:
@@ -95,7 +157,7 @@ def table(results: Results, setting: str) -> Table:
             effect.selector,
             f"{effect.target.estimate:.2f}",
             f"{effect.others.estimate:.2f}",
-            f"{effect.selectivity.estimate:.2f} [{effect.selectivity.low:.2f}, {effect.selectivity.high:.2f}]",
+            interval(effect.selectivity),
             f"{effect.perplexity.estimate:+.1%}",
             f"{effect.adjusted:.3f}",
             f"{len(effect.met)} of {len(results.topics)}",
@@ -109,8 +171,40 @@ def table(results: Results, setting: str) -> Table:
     )
 
 
+def null_table(results: Results) -> Table:
+    """Every selector beside random clusters."""
+    diagonal = _of_columns(results)
+    rows = tuple(
+        (
+            own.selector,
+            f"{own.mean:.2f}",
+            interval(own.random),
+            f"{own.adjusted:.2g}",
+            f"{diagonal[own.selector]:.2g}",
+            f"{len(own.above)} of {len(own.own)}",
+            str(_draws(own)),
+        )
+        for own in results.against_random()
+    )
+    return Table(
+        (
+            "selector",
+            "selectivity",
+            "of random clusters [95%]",
+            "p (Holm)",
+            "p of the diagonal",
+            "above all",
+            "draws a topic",
+        ),
+        rows,
+        "Against random clusters with as many neurons in each layer, matched in activation norm: selectivity in nats, means "
+        "over topics, other keywords, on the fewer prompts that random clusters are measured on.",
+    )
+
+
 def _caveats(results: Results) -> tuple[str, ...]:
     config, watched = results.head["config"], results.head["watched"]["other_keywords"]
+    [draws] = [_draws(own) for own in results.against_random() if own.selector == OURS]
     few = ", ".join(f"{watched.count(topic)} of {topic}" for topic in (*results.topics, "plain"))
     return (
         f"{results.head['seconds']} s on {results.head['hardware']}; prompts watched: {few}. Intervals are over these few "
@@ -119,7 +213,9 @@ def _caveats(results: Results) -> tuple[str, ...]:
         "Only prompts are kept whose keyword the untouched model gives at least one chance in a hundred: a keyword that "
         "it does not expect cannot fall.",
         "Toxic and harmless comments yield few prompts of few keywords; read their figures as such.",
-        f"Against random clusters, with {config['null_draws']} draws and Holm over {len(results.topics)} topics, no p "
-        f"value can lie below {len(results.topics) / (config['null_draws'] + 1):.3f}: no topic is significant alone.",
+        f"A single topic's p value against {draws} random clusters cannot lie below {len(results.topics) / (draws + 1):.3f} "
+        f"(Holm over {len(results.topics)} topics): no topic is significant alone, only all of them together. "
+        f"Random clusters are measured on {config['null_watched']} prompts of the topic and as many of others. They hold none "
+        "of the cluster's own neurons, so those matched to clusters of the most active neurons are a little less active.",
         "The guard of guarded selectors is chosen on the selection prompts, for Shapley scores and for attributions alike.",
     )

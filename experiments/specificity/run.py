@@ -64,7 +64,7 @@ def measure(
     """A record for every cluster."""
     chosen = {topic: prompts.selection[topic] for topic in config["topics"]}
     evidence = Evidence(scores, lm, chosen, seed=SEED)
-    tasks = list(plan(lm, evidence, config))
+    tasks = sorted(plan(lm, evidence, config), key=lambda task: task.draw)  # random clusters last
     wards = {setting: Ward(lm, watched(prompts, setting, config)) for setting in SETTINGS}
     wards |= {topic: Ward(lm, few_watched(prompts, topic, config)) for topic in config["topics"]}
     progress = Progress(len(tasks), f"specificity of {lm.name}", "clusters")
@@ -92,22 +92,29 @@ def plan(lm: LanguageModel, evidence: Evidence, config: Mapping[str, Any]) -> It
     """The clusters to measure, the primary ones first."""
     norm = activation_norm(lm)
     n = lm.sites.n_layers * lm.sites.d_mlp
-    for name in config["selectors"]:
-        fractions = [config["primary"], *(config["fractions"] if name in config["sized"] else ())]
-        for topic in config["topics"]:
-            others = [other for other in config["topics"] if other != topic]
-            for fraction in fractions:
-                k = max(1, round(fraction * n))
-                ranking, guard = ranked(lm, evidence, config, name, topic, others, k)
-                neurons = select(ranking, top_k=k)
-                primary = fraction == config["primary"]
-                for setting in SETTINGS if primary and name in config["same"] else SETTINGS[:1]:
-                    yield Task(name, topic, fraction, setting, 0, neurons, guard)
-                if primary and name in config["random_for"]:
-                    yield Task(name, topic, fraction, "null", 0, neurons, guard)
-                    for draw in range(1, config["null_draws"] + 1):
-                        matched = matched_random(Cluster(neurons), norm, SEED, draw)
-                        yield Task(name, topic, fraction, "null", draw, matched.neurons, guard)
+    choices = [
+        (name, topic, fraction)
+        for name in config["selectors"]
+        for topic in config["topics"]
+        for fraction in (config["primary"], *config["sizes"].get(name, ()))
+    ]
+    progress = Progress(len(choices), f"selecting in {lm.name}", "clusters")
+    for done, (name, topic, fraction) in enumerate(choices):
+        progress.reach(done)
+        k = max(1, round(fraction * n))
+        others = [other for other in config["topics"] if other != topic]
+        ranking, guard = ranked(lm, evidence, config, name, topic, others, k)
+        neurons = select(ranking, top_k=k)
+        primary = fraction == config["primary"]
+        for setting in SETTINGS if primary and name in config["same"] else SETTINGS[:1]:
+            yield Task(name, topic, fraction, setting, 0, neurons, guard)
+        if primary and name in config["null_draws"]:
+            yield Task(name, topic, fraction, "null", 0, neurons, guard)
+            for draw in range(1, config["null_draws"][name] + 1):
+                matched = matched_random(Cluster(neurons), norm, SEED, draw)
+                yield Task(name, topic, fraction, "null", draw, matched.neurons, guard)
+    progress.reach(len(choices))
+    progress.close()
 
 
 def watched(prompts: Texts, setting: str, config: Mapping[str, Any]) -> list[Prompt]:
@@ -118,13 +125,14 @@ def watched(prompts: Texts, setting: str, config: Mapping[str, Any]) -> list[Pro
 
 
 def few_watched(prompts: Texts, topic: str, config: Mapping[str, Any]) -> list[Prompt]:
-    """Of these, the topic's own and as many of the other topics, dealt out in turn: what its random clusters are measured
-    on, since there are many of them."""
-    watch = config["watched"]
+    """Of these, the topic's own and as many of the other topics (one of each at least), dealt out in turn, from another
+    prompt on for each topic: what its random clusters are measured on, since there are many of them."""
+    watch = config["null_watched"]
     by_topic = {name: prompts.other_keywords[name].first(watch).prompts for name in config["topics"]}
+    first = config["topics"].index(topic)
     others = [own for name, own in by_topic.items() if name != topic]
-    in_turn = [own[i] for i in range(watch) for own in others if i < len(own)]
-    return [*by_topic[topic], *in_turn[:watch]]
+    in_turn = [own[(first + i) % len(own)] for i in range(watch) for own in others]
+    return [*by_topic[topic], *in_turn[: max(watch, len(others))]]
 
 
 def topics_of(prompts: Sequence[Prompt]) -> list[str]:

@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 
 from experiments.lab.effects import LEVELS, PERPLEXITY, SHARE, TARGET, Effect
-from experiments.lab.page import Picture, Section, Table, stored
+from experiments.lab.page import BELOW, Picture, Section, Table, at_damage, interval, stored
 from experiments.variations.summary import Results, smoothness
-from shapley.shape import Interval
 
 HERE = Path(__file__).parent
 _RANDOM = "random"
@@ -64,13 +63,14 @@ def _why(results: Results) -> str:
     matched = {name: results.matched(name, level) for name in effects}
     reached = {name: own for name, own in matched.items() if not math.isnan(own.target.estimate)}
     best = max(reached, key=lambda name: reached[name].target.estimate - reached[name].others.estimate)
+    on_line = ", on the straight line from no neuron to the clusters," if reached[best].below else ""
     return (
         f"The reference takes {_shape(effects['reference'])}. One thing changed at a time: {parts}. "
         f"The aim ({TARGET} nats, at most {SHARE:.3f} of it off topic, perplexity up by less than {PERPLEXITY:.0%}) is met "
         f"for most topics by {most}: {len(met)} of {len(results.topics)}{named}. "
-        f"Where plain text's perplexity is up by {level:.0%}, {best} is the most selective, with "
-        f"{_interval(reached[best].target)} nats of the topic and {reached[best].others.estimate:.2f} of others; the "
-        f"reference takes {_interval(matched['reference'].target)} and {matched['reference'].others.estimate:.2f} there."
+        f"Where plain text's perplexity is up by {level:.0%}{on_line}, {best} is the most selective, with "
+        f"{interval(reached[best].target)} nats of the topic and {reached[best].others.estimate:.2f} of others; the "
+        f"reference takes {interval(matched['reference'].target)} and {matched['reference'].others.estimate:.2f} there."
     )
 
 
@@ -85,7 +85,7 @@ def _halves(results: Results) -> str:
     parts = []
     for name in results.head["config"]["halved"]:
         interaction, whole = results.interaction(name)
-        parts.append(f"{_interval(interaction)} nats of {whole.estimate:.2f} for {name}")
+        parts.append(f"{interval(interaction)} nats of {whole.estimate:.2f} for {name}")
     return (
         "Whether neurons stand in for each other (self-repair): of what a whole cluster takes from its topic, what its two "
         f"random halves do not take one by one is {', '.join(parts)}. Above zero, one half makes up for the other; below zero, "
@@ -132,8 +132,8 @@ def arms_table(results: Results) -> Table:
     for name in results.arms:
         own = results.effect(name)
         rows.append(
-            (name, WHAT[name], str(results.columns(name)), _interval(own.target), _interval(own.others),
-             _interval(own.selectivity), f"{own.perplexity.estimate:+.1%}", f"{len(own.met)} of {len(results.topics)}")
+            (name, WHAT[name], str(results.columns(name)), interval(own.target), interval(own.others),
+             interval(own.selectivity), f"{own.perplexity.estimate:+.1%}", f"{len(own.met)} of {len(results.topics)}")
         )  # fmt: skip
     return Table(
         ("arm", "what", "columns", "target", "off topic", "selectivity", "perplexity", "aim met"),
@@ -149,15 +149,15 @@ def matched_table(results: Results) -> Table:
         cells = [name]
         for level in LEVELS:
             found = results.matched(name, level)
-            reached = not math.isnan(found.target.estimate)
-            cells += [_interval(found.target), f"{found.others.estimate:.2f}"] if reached else ["not reached", ""]
+            others = "" if math.isnan(found.others.estimate) else f"{found.others.estimate:.2f}"
+            cells += [at_damage(found.target, found.below), others]
         rows.append(tuple(cells))
     head = [part for level in LEVELS for part in (f"target at {level:+.0%}", "off topic")]
     return Table(
         ("arm", *head),
         tuple(rows),
         "At matched general damage: the drops, in nats [95%], where plain text's perplexity is up by as much, interpolated "
-        "along the sizes from no neuron on.",
+        f"along the sizes from no neuron on. {BELOW}.",
     )
 
 
@@ -166,7 +166,7 @@ def halves_table(results: Results) -> Table:
     rows = []
     for name in results.head["config"]["halved"]:
         interaction, whole = results.interaction(name)
-        rows.append((name, _interval(whole), _interval(interaction)))
+        rows.append((name, interval(whole), interval(interaction)))
     return Table(
         ("arm", "the whole takes", "more than its halves together"),
         tuple(rows),
@@ -177,7 +177,7 @@ def halves_table(results: Results) -> Table:
 def dial_table(results: Results) -> Table:
     """What each strength of each kind does."""
     rows = [
-        (kind, f"{step.strength:g}", _interval(step.effect.target), _interval(step.effect.others),
+        (kind, f"{step.strength:g}", interval(step.effect.target), interval(step.effect.others),
          f"{step.effect.perplexity.estimate:+.1%}", f"{step.adjusted:.3f}")
         for kind, steps in results.dial().items() for step in steps
     ]  # fmt: skip
@@ -187,7 +187,3 @@ def dial_table(results: Results) -> Table:
         "The dial: the reference's clusters by degrees; drops in nats [95%]; strengths of noise in standard deviations of the "
         "site.",
     )
-
-
-def _interval(found: Interval) -> str:
-    return f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"

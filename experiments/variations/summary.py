@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.lab.effects import Effect, drawn_interval, effect, matched
+from experiments.lab.effects import Effect, below_smallest, drawn_interval, effect, matched
 from experiments.lab.results import Stored
 from experiments.variations.arms import arms_of
 from experiments.variations.run import FIRST, SECOND, WHOLE
@@ -18,10 +18,12 @@ from shapley.types import FloatArray
 
 @dataclass(frozen=True)
 class Matched:
-    """What an arm takes where it costs as much as the others: at one rise of plain text's perplexity."""
+    """What an arm takes where it costs as much as the others: at one rise of plain text's perplexity; ``below`` what its
+    smallest clusters cost (``experiments.lab.effects.below_smallest``)."""
 
     target: Interval
     others: Interval
+    below: bool
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Results(Stored):
         """The drops at a rise of plain text's perplexity, along the sizes from no neuron on; NaN where it is not reached."""
         drops = [self._wholly(arm, fraction) for fraction in self.head["config"]["fractions"]]
         target, others, _ = matched(drops, self.head["watched"], self.topics, level, self.head["seed"])
-        return Matched(drawn_interval(target), drawn_interval(others))
+        below = below_smallest(drops[0], self.head["watched"], self.topics, level)
+        return Matched(drawn_interval(target), drawn_interval(others), below)
 
     def interaction(self, arm: str) -> tuple[Interval, Interval]:
         """By how much a whole cluster takes more from its topic than its two random halves do one by one, and what the whole

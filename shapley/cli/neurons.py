@@ -96,6 +96,8 @@ def neurons(
     from shapley.look.seen import cut
 
     lm = load_model(model, device=device, trust_remote_code=trust_remote_code)
+    if tokens > (lm.most_tokens or tokens):
+        raise ShapleyError(f"--tokens {tokens}: {lm.name} takes {lm.most_tokens}")
     if cluster is not None:
         Cluster.load(cluster).check_model(describe(lm), cluster)
     every = Players(lm, asked.site)

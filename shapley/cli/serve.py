@@ -18,6 +18,7 @@ from shapley.errors import ShapleyError
 from shapley.progress import say
 
 _NAME = re.compile(r"[A-Za-z0-9._/-]{1,128}")
+_UNNAMED = re.compile(r"[^A-Za-z0-9._-]+")  # as in MODEL@BASIS
 
 
 @click.command()
@@ -65,7 +66,7 @@ def serve(
 
     policy = policy_of(options)
     is_open, device, dtype = (options.pop(what) for what in ("is_open", "device", "dtype"))
-    name = name or Path(model).name
+    name = name or _UNNAMED.sub("-", Path(model).name)
     if not _NAME.fullmatch(name):
         raise ShapleyError(f"--name {name!r}: expected letters, digits, dot, dash, slash and underscore")
     if not math.isfinite(options["timeout"]):

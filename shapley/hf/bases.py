@@ -18,6 +18,7 @@ of the turned projection. It is written into a model's name, ``MODEL@BASIS``:
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ from shapley.types import Site
 
 RESIDUAL, SPARSE = "residual:", "sparse:"
 _NAMED = re.compile(rf"(?:{RESIDUAL})?(?:identity|pca|random(?::\d{{1,9}})?)")
-_OFF = 1e-3  # from orthogonality, entry by entry: beyond what float32 or a file of half precision explains
+_OFF = 1e-2  # from orthogonality, in spectral norm: beyond what a file in bfloat16 explains
+_ROUNDS = 12  # of power iteration
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -49,39 +51,38 @@ def split_name(name: str) -> tuple[str, str | None]:
     return (model, basis) if at and model and known else (name, None)
 
 
-def vectors_of(basis: str, sites: ModelSites, activations: Sequence[Tensor] | None = None) -> Tensor:
+def vectors_of(basis: str, sites: ModelSites) -> Tensor:
     """``[n_layers, d_mlp, d_mlp]`` float32, vectors in columns; of the residual stream ``[d_model, d_model]``.
 
     Args:
-        basis: its name.
-        activations: for ``pca``, of each layer, ``[tokens, d_mlp]``; of the residual stream, ``[tokens, d_model]``.
+        basis: its name; of ``pca``, the file that holds it.
 
     Raises:
         ShapleyError: an unknown basis, or a file that holds none, or not of this size, or not orthogonal.
     """
     if basis.startswith(RESIDUAL):
-        return _of_stream(basis, sites, activations)
+        return _of_stream(basis, sites)
     shape = (sites.n_layers, sites.d_mlp, sites.d_mlp)
     if basis == "identity":
         return torch.eye(sites.d_mlp).expand(shape).contiguous()
-    if basis == "pca":
-        assert activations is not None
-        return torch.stack([principal(x) for x in activations])
-    if basis.startswith("random"):
+    if _NAMED.fullmatch(basis):
         return torch.stack([haar(sites.d_mlp, _seed(basis), layer) for layer in range(sites.n_layers)])
     return _checked(basis, load_vectors(Path(basis)), shape)
 
 
-def _of_stream(basis: str, sites: ModelSites, activations: Sequence[Tensor] | None) -> Tensor:
+def _of_stream(basis: str, sites: ModelSites) -> Tensor:
     name, n = basis.removeprefix(RESIDUAL), sites.d_model
     if name == "identity":
         return torch.eye(n)
-    if name == "pca":
-        assert activations is not None
-        return principal(*activations)
-    if name.startswith("random"):
+    if _NAMED.fullmatch(name):
         return haar(n, _seed(name), "stream")
     return _checked(basis, load_vectors(Path(name)), (n, n))
+
+
+def basis_key(vectors: Tensor) -> str:
+    """What tells a basis from others: its vectors, in order, rounded to bfloat16 as weights are for a model's fingerprint."""
+    bits = vectors.to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+    return hashlib.sha256(f"{tuple(vectors.shape)}".encode() + bits).hexdigest()
 
 
 def _seed(name: str) -> int:
@@ -155,7 +156,7 @@ def _checked(basis: str, vectors: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(vectors.shape) != shape:
         raise ShapleyError(f"the basis {basis} has the shape {list(vectors.shape)}, the model needs {list(shape)}")
     wide = vectors.double()
-    off = (wide.mT @ wide - torch.eye(shape[-1], dtype=torch.float64)).abs().amax(dim=(-2, -1)).reshape(-1)
+    off = _spectral_norm(wide.mT @ wide - torch.eye(shape[-1], dtype=torch.float64)).reshape(-1)
     worst = int(torch.nan_to_num(off, nan=torch.inf).argmax())
     if not off[worst] <= _OFF:
         where = f"in layer {worst} " if len(shape) > 2 else ""
@@ -164,3 +165,12 @@ def _checked(basis: str, vectors: Tensor, shape: tuple[int, ...]) -> Tensor:
             "orthogonalise it, by a QR decomposition"
         )
     return vectors
+
+
+def _spectral_norm(symmetric: Tensor) -> Tensor:
+    """``[..., n, n]`` -> ``[...]``, by power iteration: from below, close enough to tell rounding from a basis that is none."""
+    x = torch.from_numpy(keyed_rng(0, "power iteration").standard_normal((symmetric.shape[-1], 1)))
+    for _ in range(_ROUNDS):
+        x = torch.nn.functional.normalize(symmetric @ x, dim=-2)
+    norm: Tensor = (symmetric @ x).square().sum(dim=(-2, -1)).sqrt()
+    return norm

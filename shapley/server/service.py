@@ -85,7 +85,7 @@ class Service:
         )
         self.metrics = Metrics(self.engine)
         self.vocabulary = lm.model.get_input_embeddings().weight.shape[0]
-        context = getattr(lm.model.config, "max_position_embeddings", None) or 2048
+        context = lm.most_tokens or 2048
         self.context = min(int(context), settings.max_prompt + settings.max_new)
         self.ends = _end_tokens(lm)
 
