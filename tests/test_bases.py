@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from shapley.plan import Plan
 from transformers import AutoModelForCausalLM
 
 from experiments.bases.concentration import concentration
@@ -25,6 +24,7 @@ from shapley.cli.main import cli
 from shapley.cli.submit import _from_anywhere
 from shapley.clusters import Cluster
 from shapley.errors import ShapleyError
+from shapley.estimators.registry import Plan
 from shapley.footprint import footprint
 from shapley.hf import noise
 from shapley.hf.bases import haar, load_vectors, principal, rotate, save_vectors, split_name, vectors_of

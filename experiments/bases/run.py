@@ -81,7 +81,7 @@ def learned(lm: LanguageModel, steps: int) -> Path:
 def scored(lm: LanguageModel, chosen: Mapping[str, TopicPrompts], budget: int, seed: int) -> Path:
     """The score file of a budget (forward rows a topic) and of the coalitions of a seed, in the cache."""
     key = digest(*(prompts.sha256.encode() for prompts in chosen.values()), str(seed).encode())[:12]
-    path = cache_directory("experiments", "scores") / f"{lm.name}-{SEMIVALUE}-{budget}-{key}.h5"
+    path = cache_directory("experiments", "scores") / f"{lm.name}-{lm.fingerprint[:8]}-{SEMIVALUE}-{budget}-{key}.h5"
     if not (path.exists() and set(chosen) <= set(ScoreFile(path).topics)):
         plan = Plan(estimator="two-stage", semivalue=SEMIVALUE, budget=budget, seed=seed)
         estimate(lm, chosen, path, plan=plan, resume=path.exists())

@@ -19,7 +19,7 @@ SEED = 0
 def scored(lm: LanguageModel, chosen: Mapping[str, TopicPrompts], budget: int, semivalue: str = SEMIVALUE) -> Path:
     """The score file of a semivalue and a budget (forward rows a topic): the topics' scores are estimated, or gone on with,
     where it does not hold them."""
-    path = cache_directory("experiments", "scores") / f"{lm.name}-{semivalue}-{budget}.h5"
+    path = cache_directory("experiments", "scores") / f"{lm.name}-{lm.fingerprint[:8]}-{semivalue}-{budget}.h5"
     if not (path.exists() and set(chosen) <= set(ScoreFile(path).topics)):
         plan = Plan(estimator="two-stage", semivalue=semivalue, budget=budget, seed=SEED)
         estimate(lm, chosen, path, plan=plan, resume=path.exists())
