@@ -475,6 +475,11 @@ def test_documents_are_held_out():
     assert len(parts.train) == 12 and len(parts.held_out) == 8
     assert not {tuple(ids) for ids in parts.train} & {tuple(ids) for ids in parts.held_out}
     assert all(len(ids) == 9 for ids in parts.train)
+    assert set(parts.topics) == {"a"} and len(parts.topics) == 12  # of a text in both, the first
+    topics = split(
+        corpus | {"c": ["the a"] * 3 + lines[::-1]}, word_tokenizer(), train=12, held_out=8, max_tokens=9
+    ).topics
+    assert topics == parts.topics
     assert split(corpus, word_tokenizer(), train=3, held_out=8, max_tokens=9).held_out == parts.held_out
     with pytest.raises(ShapleyError, match="20 different documents"):
         split(corpus, word_tokenizer(), train=13, held_out=8, max_tokens=9)
@@ -527,7 +532,9 @@ def test_the_experiment_end_to_end(tmp_path):
     for kept in found.records:
         layer = load_layer(tmp_path.parent / kept["layer"]).layer
         text = FrozenText(lm, split(corpus, lm.tokenizer, train=10, held_out=6, max_tokens=9).held_out, show=False)
-        assert run.by_document(layer, kept["place"], text).tolist() == pytest.approx(kept["losses"], abs=1e-4)
+        assert run.by_document(layer, kept["place"], text).tolist() == pytest.approx(
+            kept["at_inference"]["losses"], abs=1e-4
+        )
     draw.draw(results, path, tmp_path / "figures", "tiny-small")
     assert len(list((tmp_path / "figures").glob("*.png"))) == 2
     assert draw.tables(results).count("\n| replace |") == draw.tables(results).count("\n| add |") == 2

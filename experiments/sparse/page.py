@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from experiments.lab.page import Picture, Section, Table, stored
-from experiments.sparse.summary import Results
+from experiments.sparse.summary import AT_K, Results
 from shapley.shape import Interval
 from shapley.types import FloatArray
 
 HERE = Path(__file__).parent
 PLACE_NAMES = {"replace": "in place of the last MLP", "add": "after the last block"}
 BASE = "dense"
+_USAGE = (("density", ".1%"), ("entropy", ".2f"), ("dead", ".1%"))  # and how they are shown
 
 
 def sections() -> list[Section]:
@@ -72,9 +73,7 @@ def arms_table(results: Results) -> Table:
                     f"{min(costs):+.3f} to {max(costs):+.3f}",
                     "-" if arm == BASE else shown(results.against(place, arm, BASE)),
                     shown(results.cost_k(place, arm)) if results.raises_k(arm) else "-",
-                    f"{results.mean(place, arm, 'density'):.1%}",
-                    f"{results.mean(place, arm, 'entropy'):.2f}",
-                    f"{results.mean(place, arm, 'dead'):.1%}",
+                    *(_usage(results, place, arm, name, shape) for name, shape in _USAGE),
                     quartiles(results.simple(place, arm)),
                 )
             )
@@ -101,9 +100,16 @@ def arms_table(results: Results) -> Table:
         tuple(rows),
         f"After some {tokens:,} tokens; losses in nats a held-out token, mean over seeds. The original: "
         f"{results.original:.3f}, {results.head['original']['parameters']:,} parameters in its last MLP{without}. "
-        "Simple: the share of a unit's variance that rules of the token and the one before it predict (docs/neurons.md); of "
+        "Usage is with as many winners as in training, in brackets with those of inference. Simple: the share of a unit's "
+        "variance that rules of the token, the one before it and the topic predict (docs/neurons.md), winners as in training; of "
         f"the last MLP's own neurons {quartiles(np.array(results.head['original']['simple']))}.",
     )
+
+
+def _usage(results: Results, place: str, arm: str, name: str, shape: str) -> str:
+    """With as many winners as in training; where more win at inference, with those in brackets."""
+    own = f"{results.mean(place, arm, name, AT_K):{shape}}"
+    return f"{own} ({results.mean(place, arm, name):{shape}})" if results.raises_k(arm) else own
 
 
 def quartiles(values: FloatArray) -> str:

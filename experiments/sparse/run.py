@@ -99,15 +99,16 @@ def work(
     for i, (place, arm, seed) in enumerate(runs, start=1):
         label = f"{place}, {arm}, seed {seed} ({i} of {len(runs)})"
         plan = Training(**config["training"], seed=seed)
-        found = measured(text, held_out, place, spec_of(lm, config, arm, seed), plan, folder, label)
+        spec = spec_of(lm, config, arm, seed)
+        found = measured(text, documents.topics, held_out, place, spec, plan, folder, label)
         records.append({"place": place, "arm": arm, "seed": seed} | found)
-        gap = np.average(np.array(found["losses"]) - untouched, weights=held_out.targets)
+        gap = np.average(np.array(found["at_inference"]["losses"]) - untouched, weights=held_out.targets)
         say(f"{label}: {gap:+.3f} nats a token against the original")
     original = {
         "losses": untouched,
         "tokens": held_out.targets.tolist(),
         "parameters": original_parameters(lm),
-        "simple": of_neurons(text),
+        "simple": of_neurons(text, documents.topics),
     }
     return Measured(records, {"seed": SEED, "original": original})
 
@@ -121,7 +122,14 @@ def spec_of(lm: LanguageModel, config: Mapping[str, Any], arm: str, seed: int) -
 
 
 def measured(
-    text: FrozenText, held_out: FrozenText, place: Place, spec: LayerSpec, plan: Training, folder: Path, label: str
+    text: FrozenText,
+    topics: Sequence[str],
+    held_out: FrozenText,
+    place: Place,
+    spec: LayerSpec,
+    plan: Training,
+    folder: Path,
+    label: str,
 ) -> dict[str, Any]:
     """Train a layer, or go on; what it came to. The layer is stored in ``folder``, for what is measured of its units later
     (``shapley.sparse.kept.load_layer``, ``shapley.sparse.insert.inserted``)."""
@@ -130,23 +138,29 @@ def measured(
     done = train(layer, place, text, held_out, plan, folder / f"{name}.checkpoint", label=label)
     kept = folder / f"{name}.safetensors"
     save_layer(kept, layer, place, describe(text.lm))
-    shares = frequencies(layer, place, text)
-    losses = rounded(by_document(layer, place, held_out))
-    layer.winners.inference_factor = 1.0  # as it was trained
-    losses_k = rounded(by_document(layer, place, held_out))
+    at_inference = used(layer, place, text, held_out)
+    layer.winners.inference_factor = 1.0  # as many winners as in training, in which arms are alike
     return {
         "curve": [asdict(point) for point in done.curve],
-        "losses": losses,
-        "losses_k": losses_k,
         "units": spec.units,
         "parameters": layer.parameter_count,
+        "at_inference": at_inference,
+        "at_k": used(layer, place, text, held_out),
+        "simple": of_layer(layer, place, text, topics),
+        "seconds": round(done.seconds),
+        "layer": f"{folder.name}/{kept.name}",
+    }
+
+
+def used(layer: SparseLayer, place: Place, text: FrozenText, held_out: FrozenText) -> dict[str, Any]:
+    """What a layer's winners cost, and how evenly units win."""
+    shares = frequencies(layer, place, text)
+    return {
+        "losses": rounded(by_document(layer, place, held_out)),
         "density": round(float(shares.mean()), 5),
         "entropy": round(entropy(shares), 5),
         "dead": round(dead(shares), 5),
-        "simple": of_layer(layer, place, text),
         "shares": rounded(np.quantile(shares, np.linspace(0, 1, 101))),
-        "seconds": round(done.seconds),
-        "layer": f"{folder.name}/{kept.name}",
     }
 
 

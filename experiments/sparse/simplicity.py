@@ -3,7 +3,7 @@ active, over the text that was trained on. All arms are asked in the same way, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,17 +22,17 @@ UNITS = 64
 _SEED = 0
 
 
-def of_layer(layer: SparseLayer, place: Place, text: FrozenText) -> list[float]:
-    """``[units]`` shares of held-out variance, of the winners' values."""
+def of_layer(layer: SparseLayer, place: Place, text: FrozenText, topics: Sequence[str]) -> list[float]:
+    """``[units]`` shares of held-out variance, of the winners' values; ``topics`` of the text's documents."""
     layer.eval()
     with inserted(text.lm, layer, place), _kept(layer.winners.register_forward_hook, 1) as seen:
-        return _explained(text, seen)
+        return _explained(text, topics, seen)
 
 
-def of_neurons(text: FrozenText) -> list[float]:
+def of_neurons(text: FrozenText, topics: Sequence[str]) -> list[float]:
     """The same of the last block's own neurons."""
     with _kept(text.lm.sites.blocks[-1].down.register_forward_pre_hook, 0) as seen:
-        return _explained(text, seen)
+        return _explained(text, topics, seen)
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def _kept(register: Callable[..., torch.utils.hooks.RemovableHandle], of: int) -
         handle.remove()
 
 
-def _explained(text: FrozenText, seen: list[Tensor]) -> list[float]:
+def _explained(text: FrozenText, topics: Sequence[str], seen: list[Tensor]) -> list[float]:
     active = sum((seen.pop().view(*real.shape, -1)[real] != 0).sum(dim=0).cpu() for real in text.pass_through())
     assert isinstance(active, Tensor)
     alive = active.nonzero()[:, 0].numpy()
@@ -64,7 +64,7 @@ def _explained(text: FrozenText, seen: list[Tensor]) -> list[float]:
     lengths = text.real.sum(dim=1).numpy()
     activation[np.concatenate([[0], np.cumsum(lengths)[:-1]])] = np.nan  # as everywhere: the first token is left out
     ids = tuple(tuple(own[:n].tolist()) for own, n in zip(text.ids, lengths, strict=True))
-    passages = Passages(ids, ("text",) * len(ids))
+    passages = Passages(ids, tuple(topics))
     tokens = text.ids[text.real].numpy()
     found = rules(Seen(passages, tokens, np.repeat(np.arange(len(ids)), lengths), activation), _SEED)
     return [round(rule.explained.estimate, 4) for rule in found if np.isfinite(rule.explained.estimate)]

@@ -12,6 +12,8 @@ from experiments.lab.results import Stored
 from shapley.shape import Interval, bootstrap
 from shapley.types import FloatArray
 
+AT_INFERENCE, AT_K = "at_inference", "at_k"
+
 
 @dataclass(frozen=True)
 class Results(Stored):
@@ -49,7 +51,7 @@ class Results(Stored):
 
     def cost_k(self, place: str, arm: str) -> Interval:
         """As ``cost``, with no more winners at inference than in training."""
-        return self._interval(self.mean(place, arm, "losses_k") - self._untouched)
+        return self._interval(self.mean(place, arm, "losses", AT_K) - self._untouched)
 
     def against(self, place: str, arm: str, other: str) -> Interval:
         """Loss of an arm above that of another."""
@@ -57,7 +59,7 @@ class Results(Stored):
 
     def costs(self, place: str, arm: str) -> list[float]:
         """As ``cost``, by seed."""
-        changes = [np.array(record["losses"]) - self._untouched for record in self.of(place, arm)]
+        changes = [np.array(record[AT_INFERENCE]["losses"]) - self._untouched for record in self.of(place, arm)]
         return [float(np.average(change, weights=self._tokens)) for change in changes]
 
     def curve(self, place: str, arm: str) -> tuple[FloatArray, FloatArray]:
@@ -71,9 +73,9 @@ class Results(Stored):
         """Of units of all seeds, the shares of their variance that simple rules predict."""
         return np.concatenate([record["simple"] for record in self.of(place, arm)])
 
-    def mean(self, place: str, arm: str, name: str) -> Any:
-        """Of a number, or of a list of them, over seeds."""
-        return np.mean([record[name] for record in self.of(place, arm)], axis=0)
+    def mean(self, place: str, arm: str, name: str, winners: str = AT_INFERENCE) -> Any:
+        """Of a number, or of a list of them, over seeds; with the winners of inference, or as many as in training."""
+        return np.mean([record[winners][name] for record in self.of(place, arm)], axis=0)
 
     @property
     def _untouched(self) -> FloatArray:

@@ -15,10 +15,11 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Split:
-    """Token ids by document; no document is in both."""
+    """Token ids by document; no document is in both. ``topics`` are those of the documents in ``train``."""
 
     train: list[list[int]]
     held_out: list[list[int]]
+    topics: list[str]
 
 
 def split(corpus: Mapping[str, Sequence[str]], tokenizer: Any, *, train: int, held_out: int, max_tokens: int) -> Split:
@@ -32,13 +33,19 @@ def split(corpus: Mapping[str, Sequence[str]], tokenizer: Any, *, train: int, he
     Raises:
         ShapleyError: fewer documents than that.
     """
-    texts = list(dict.fromkeys(text for own in corpus.values() for text in own))
+    topic_of: dict[str, str] = {}  # of a text that is in several, the first
+    for topic, own in corpus.items():
+        for text in own:
+            topic_of.setdefault(text, topic)
+    texts = list(topic_of)
     wanted = train + held_out
     documents: list[list[int]] = []
+    topics: list[str] = []
     for i in keyed_rng(_SEED, "sparse documents").permutation(len(texts)):
         ids = tokenizer(texts[int(i)])["input_ids"][:max_tokens]
         if len(ids) >= _LEAST_TOKENS:
             documents.append(ids)
+            topics.append(topic_of[texts[int(i)]])
         if len(documents) == wanted:
             break
     if len(documents) < wanted:
@@ -46,4 +53,4 @@ def split(corpus: Mapping[str, Sequence[str]], tokenizer: Any, *, train: int, he
             f"the corpus has {len(documents)} different documents of at least {_LEAST_TOKENS} tokens, and {wanted} are wanted: "
             "give it more text, or ask for fewer documents"
         )
-    return Split(documents[held_out:], documents[:held_out])
+    return Split(documents[held_out:], documents[:held_out], topics[held_out:])
