@@ -101,7 +101,7 @@ def arms_table(results: Results) -> Table:
         f"After some {tokens:,} tokens; losses in nats a held-out token, mean over seeds. The original: "
         f"{results.original:.3f}, {results.head['original']['parameters']:,} parameters in its last MLP{without}. "
         "Usage is with as many winners as in training, in brackets with those of inference. Simple: the share of a unit's "
-        "variance that rules of the token, the one before it and the topic predict (docs/neurons.md), winners as in training; of "
+        "variance that rules of the token, the one before it and the topic predict (docs/neurons.md), winners as trained; of "
         f"the last MLP's own neurons {quartiles(np.array(results.head['original']['simple']))}.",
     )
 
