@@ -536,6 +536,7 @@ def test_bases_are_compared(tmp_path):
     of = [("identity", 0, 1.0, 100), ("random", 0, 0.4, 400), ("random", 1, 0.6, 400), ("pca", 0, 2.0, 25)]
     for basis, seed, own, half in of:
         head = {"basis": basis, "seed": seed}
+        records.append({**head, "what": "simple", "explained": [0.1, 0.2, own]})
         for i, topic in enumerate("xy"):
             curve = {
                 "players": [1, 10, 100],
@@ -549,7 +550,7 @@ def test_bases_are_compared(tmp_path):
             drop = np.repeat(np.roll([own, 0.1], i), 3).tolist() + [0.05] * 2
             records.append({**head, "what": "cluster", "topic": topic, "fraction": 0.01, "players": 5, "drop": drop})
     head = {
-        "config": {"topics": ["x", "y"], "fractions": [0.01], "budget": 1, "seeds": 2},
+        "config": {"topics": ["x", "y"], "fractions": [0.01], "budget": 1, "seeds": 2, "passages": 9},
         "seed": 0, "watched": watched, "model": {"name": "m"}, "command": "c", "seconds": 1, "hardware": "h", "time": "t",
     }  # fmt: skip
     results = Results(head, records)

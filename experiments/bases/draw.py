@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.bases.page import concentration_table, matched_table, specificity_table
-from experiments.bases.run import RANDOM
+from experiments.bases.run import DRAWN, OF_STREAM
 from experiments.bases.summary import Results
 from experiments.lab.commands import draw_command
 from experiments.lab.figures import save
@@ -40,7 +40,8 @@ def concentration_figure(results: Results) -> Figure:
     axes = figure.subplots()
     for basis in results.bases:
         players, share = results.curve(basis)
-        axes.plot(players, 100 * share, color=_colour(results, basis), label=basis)
+        line = "--" if basis in OF_STREAM else "-"
+        axes.plot(players, 100 * share, line, color=_colour(results, basis), label=basis)
     axes.axhline(50, color="#bbbbbb", linestyle=":", linewidth=1)
     axes.axhline(100, color="#bbbbbb", linewidth=0.8)
     axes.set_xscale("log")
@@ -70,8 +71,8 @@ def selectivity_figure(results: Results) -> Figure:
             means = [x.estimate for x in found]
             axes.errorbar(places, means, yerr=sides, fmt=marker, color=colour, markersize=4, elinewidth=1, label=label)
         axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-        axes.set_xticks(range(len(effects)), results.bases)
-        axes.set_title(f"{results.players(fraction)} players", fontsize=10)
+        axes.set_xticks(range(len(effects)), results.bases, rotation=30, ha="right", fontsize=8)
+        axes.set_title(f"{fraction:.1%} of the players", fontsize=10)
     panels[0].set_ylabel("drop of log-probability (nats)")
     panels[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{results.head['model']['name']}: clusters by the guarded contrast, zeroed", fontsize=10)
@@ -79,7 +80,7 @@ def selectivity_figure(results: Results) -> Figure:
 
 
 def _colour(results: Results, basis: str) -> str:
-    return CONTROL if basis == RANDOM else COLOURS[results.bases.index(basis)]
+    return CONTROL if basis in DRAWN else COLOURS[results.bases.index(basis)]
 
 
 main = draw_command(__file__, __doc__, Results.read, draw, tables)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from experiments.bases.run import IDENTITY, LEARNED, PCA, RANDOM
+from experiments.bases.run import IDENTITY, LEARNED, PCA, RANDOM, STREAM, STREAM_PCA, STREAM_RANDOM, TOKENS, UNITS
 from experiments.bases.summary import Results
 from experiments.lab.effects import LEVELS
-from experiments.lab.page import BELOW, Picture, Section, Table, at_damage, interval, stored
+from experiments.lab.page import BELOW, Picture, Section, Table, at_damage, interval, quartiles, stored
 from shapley.shape import Interval
 
 HERE = Path(__file__).parent
@@ -17,6 +17,9 @@ WHAT = {
     RANDOM: "uniform rotations, the null",
     PCA: "the principal axes of the activations",
     LEARNED: "the rotation that makes the Jacobian to the next MLP sparse",
+    STREAM: "columns of the residual stream, as MLPs write it",
+    STREAM_RANDOM: "the stream rotated at random",
+    STREAM_PCA: "its principal axes",
 }
 
 
@@ -65,7 +68,7 @@ def _specificity(results: Results) -> str:
         )
         better = [basis for basis, own in found.items() if basis != IDENTITY and own.gain.low > 0]
         parts.append(
-            f"Clusters of {results.players(fraction)} players take: {shapes}; more selective than neurons' on the same "
+            f"Clusters of {fraction:.1%} of the players take: {shapes}; more selective than neurons' on the same "
             f"prompts, beyond the interval: {_named(better)}"
         )
     return ". ".join([*parts, *_at_matched_damage(results)]) + "."
@@ -103,7 +106,7 @@ def _caveats(results: Results) -> tuple[str, ...]:
         "the same in all bases.",
         "Of d_mlp directions at most d_model can act on the rest of the model, and a learned basis may leave others that "
         "hardly do: they hold nothing, which raises its Gini coefficient and not the number for half.",
-        f"{head['config']['seeds']} seeds of the random basis; the other bases are one each.",
+        f"{head['config']['seeds']} seeds of random bases; the other bases are one each.",
     )
 
 
@@ -114,7 +117,7 @@ def concentration_table(results: Results) -> Table:
         own = results.concentrated(basis)
         rows.append(
             (basis, _interval(own.half, 0), _interval(own.fewer), _interval(own.gini), _interval(own.gain), f"{own.total:.2f}",
-             "{:.2f} ({:.2f})".format(*own.agreement))
+             "{:.2f} ({:.2f})".format(*own.agreement), quartiles(results.simple(basis)))
         )  # fmt: skip
     return Table(
         (
@@ -125,10 +128,13 @@ def concentration_table(results: Results) -> Table:
             "above neurons",
             "value (nats)",
             "agreement (least)",
+            "simple: median [quartiles]",
         ),
         tuple(rows),
         "Concentration of scores: means over topics (of players for half, geometric) [95%, over topics]; agreement: the "
-        "correlation of the two estimates.",
+        f"correlation of the two estimates. Simple: of {UNITS} players drawn at random, the share of the variance over "
+        f"{results.head['config']['passages']} passages of {TOKENS} tokens that rules of the token, the one before it and "
+        "the topic predict (docs/neurons.md).",
     )
 
 
@@ -140,7 +146,7 @@ def specificity_table(results: Results) -> Table:
             own = results.specific(basis, fraction)
             seeds = ", ".join(f"{x:.2f}" for x in own.seeds) if len(own.seeds) > 1 else ""
             rows.append(
-                (f"{results.players(fraction)}", basis, _interval(own.effect.target), _interval(own.effect.others),
+                (f"{results.players(basis, fraction)}", basis, _interval(own.effect.target), _interval(own.effect.others),
                  f"{own.share:.2f}", _interval(own.effect.selectivity), _interval(own.gain), seeds,
                  f"{own.effect.perplexity.estimate:+.1%}")
             )  # fmt: skip

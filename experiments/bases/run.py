@@ -9,7 +9,7 @@ contrast of the first. Scores, rankings, rows and the learned basis are kept in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,30 @@ from experiments.lab.models import source
 from experiments.lab.rankings import ranked
 from experiments.lab.scores import SEED, SEMIVALUE
 from experiments.lab.texts import Texts
+from shapley.builder import read_corpus
 from shapley.clusters import select
 from shapley.estimators.registry import Plan
 from shapley.files import cache_directory, digest
+from shapley.hf.bases import RESIDUAL
 from shapley.hf.learned import learn
 from shapley.hf.load import LanguageModel, load_model
+from shapley.impairment import Impairment
+from shapley.look.players import Players
+from shapley.look.rules import rules
+from shapley.look.seen import cut, observed
 from shapley.progress import say
 from shapley.prompts import Prompt, TopicPrompts
 from shapley.runs import estimate
 from shapley.selectors.base import Evidence
 from shapley.store import ScoreFile
+from shapley.types import Site
 
-IDENTITY, RANDOM, PCA, LEARNED = BASES = ("identity", "random", "pca", "learned")
-CONCENTRATION, CLUSTER = "concentration", "cluster"
+IDENTITY, RANDOM, PCA, LEARNED = ("identity", "random", "pca", "learned")
+STREAM, STREAM_RANDOM, STREAM_PCA = OF_STREAM = ("stream", "stream-random", "stream-pca")
+BASES = (IDENTITY, RANDOM, PCA, LEARNED, *OF_STREAM)
+DRAWN = (RANDOM, STREAM_RANDOM)
+CONCENTRATION, CLUSTER, SIMPLE = "concentration", "cluster", "simple"
+UNITS, TOKENS = 64, 32  # whose simplicity is measured, and of a passage
 _SELECTOR = "guarded"
 
 
@@ -44,30 +55,33 @@ def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Pat
     watched = watched_of(prompts, config)
     records: list[dict[str, Any]] = []
     files: dict[str, Path] = {}
-    for basis, seed in [(IDENTITY, 0), *((RANDOM, seed) for seed in range(config["seeds"])), (PCA, 0), (LEARNED, 0)]:
+    corpus = read_corpus(str(data / "dbpedia14" / "passages.csv"))
+    for basis, seed in [(own, seed) for own in BASES for seed in range(config["seeds"] if own in DRAWN else 1)]:
         say(f"{lm.name}: the basis {basis} {seed}")
-        turned = in_basis(lm, basis, seed, config["steps"])
-        scores = [scored(turned, chosen, config["budget"], own) for own in (SEED, SEED + 1)]
+        turned, site = in_basis(lm, basis, seed, config["steps"])
+        scores = [scored(turned, site, chosen, config["budget"], own) for own in (SEED, SEED + 1)]
         files |= {f"scores {own} of {basis} {seed}": path for own, path in enumerate(scores)}
         found = (
             *concentrations(*map(ScoreFile, scores), chosen),
-            *clusters(turned, scores[0], chosen, watched, config),
+            *clusters(turned, site, scores[0], chosen, watched, config),
+            {"what": SIMPLE, "explained": simplicity(turned, site, corpus, config["passages"])},
         )
         records += [{"basis": basis, "seed": seed, **record} for record in found]
     head = {"seed": SEED, "semivalue": SEMIVALUE, "watched": [prompt.topic for prompt in watched]}
     return Measured(records, head, files)
 
 
-def in_basis(lm: LanguageModel, basis: str, seed: int, steps: int) -> LanguageModel:
-    """The model with directions for players, under a name of its own."""
-    if basis == IDENTITY:
-        return lm
-    named = f"{basis}:{seed}" if basis == RANDOM else basis
-    if basis == LEARNED:
-        named = str(learned(lm, steps))
-    turned = load_model(f"{source(lm.name)}@{named}", device=str(lm.device))
+def in_basis(lm: LanguageModel, basis: str, seed: int, steps: int) -> tuple[LanguageModel, Site]:
+    """The model with directions for players, under a name of its own, and the site whose columns they are."""
+    site: Site = "mlp_out" if basis in OF_STREAM else "mlp_hidden"
+    if basis in (IDENTITY, STREAM):
+        return lm, site
+    kind = basis.removeprefix(f"{STREAM}-")
+    named = {RANDOM: f"{RANDOM}:{seed}", PCA: PCA, LEARNED: ""}[kind] or str(learned(lm, steps))
+    prefix = RESIDUAL if basis in OF_STREAM else ""
+    turned = load_model(f"{source(lm.name)}@{prefix}{named}", device=str(lm.device))
     turned.name = f"{lm.name}@{basis}-{steps if basis == LEARNED else seed}"
-    return turned
+    return turned, site
 
 
 def learned(lm: LanguageModel, steps: int) -> Path:
@@ -78,13 +92,16 @@ def learned(lm: LanguageModel, steps: int) -> Path:
     return path
 
 
-def scored(lm: LanguageModel, chosen: Mapping[str, TopicPrompts], budget: int, seed: int) -> Path:
+def scored(lm: LanguageModel, site: Site, chosen: Mapping[str, TopicPrompts], budget: int, seed: int) -> Path:
     """The score file of a budget (forward rows a topic) and of the coalitions of a seed, in the cache."""
     key = digest(*(prompts.sha256.encode() for prompts in chosen.values()), str(seed).encode())[:12]
-    path = cache_directory("experiments", "scores") / f"{lm.name}-{lm.fingerprint[:8]}-{SEMIVALUE}-{budget}-{key}.h5"
+    path = (
+        cache_directory("experiments", "scores")
+        / f"{lm.name}-{lm.fingerprint[:8]}-{site}-{SEMIVALUE}-{budget}-{key}.h5"
+    )
     if not (path.exists() and set(chosen) <= set(ScoreFile(path).topics)):
         plan = Plan(estimator="two-stage", semivalue=SEMIVALUE, budget=budget, seed=seed)
-        estimate(lm, chosen, path, plan=plan, resume=path.exists())
+        estimate(lm, chosen, path, plan=plan, impairment=Impairment("zero", site=site), resume=path.exists())
     return path
 
 
@@ -100,6 +117,7 @@ def concentrations(one: ScoreFile, other: ScoreFile, chosen: Mapping[str, TopicP
 
 def clusters(
     lm: LanguageModel,
+    site: Site,
     scores: Path,
     chosen: Mapping[str, TopicPrompts],
     watched: list[Prompt],
@@ -107,9 +125,9 @@ def clusters(
 ) -> Iterator[dict[str, Any]]:
     """A record for every topic's cluster of every size: by how much each watched prompt falls when it is zeroed."""
     evidence = Evidence(ScoreFile(scores), lm, dict(chosen), seed=SEED)
-    ward = Ward(lm, watched)
+    ward = Ward(lm, watched, Impairment("zero", site=site))
     for fraction in config["fractions"]:
-        k = max(1, round(fraction * lm.sites.n_layers * lm.sites.d_mlp))
+        k = max(1, round(fraction * lm.sites.n_layers * lm.sites.width(site)))
         for topic in config["topics"]:
             others = [other for other in config["topics"] if other != topic]
             ranking, guard = ranked(lm, evidence, config, _SELECTOR, topic, others, k)
@@ -122,6 +140,14 @@ def clusters(
                 "guard": guard,
                 "drop": np.round(drop, 4).tolist(),
             }
+
+
+def simplicity(lm: LanguageModel, site: Site, corpus: Mapping[str, Sequence[str]], passages: int) -> list[float]:
+    """Of some players drawn at random, the shares of their activation's held-out variance that simple rules predict."""
+    every = Players(lm, site)
+    seen = observed(every, every.sample(UNITS), cut(corpus, lm.tokenizer, TOKENS, passages))
+    found = [rule.explained.estimate for rule in rules(seen, SEED)]
+    return [round(value, 4) for value in found if np.isfinite(value)]
 
 
 def watched_of(prompts: Texts, config: Mapping[str, Any]) -> list[Prompt]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bases.run import BASES, CLUSTER, CONCENTRATION, IDENTITY
+from experiments.bases.run import BASES, CLUSTER, CONCENTRATION, IDENTITY, SIMPLE
 from experiments.lab.effects import Effect, below_smallest, drawn_interval, effect, matched, resampled, totals
 from experiments.lab.results import Stored
 from shapley.keyed import keyed_rng
@@ -119,10 +119,15 @@ class Results(Stored):
     def _matched(self, drops: Sequence[FloatArray], level: float) -> FloatArray:
         return matched(drops, self.head["watched"], self.topics, level, self.head["seed"])
 
-    def players(self, fraction: float) -> int:
+    def players(self, basis: str, fraction: float) -> int:
         """In a cluster."""
-        players: int = next(record["players"] for record in self.records if record.get("fraction") == fraction)
+        found = self._found(basis, CLUSTER)
+        players: int = next(record["players"] for record in found if record["fraction"] == fraction)
         return players
+
+    def simple(self, basis: str) -> FloatArray:
+        """Of players of all seeds, the shares of their variance that simple rules predict."""
+        return np.concatenate([record["explained"] for record in self._found(basis, SIMPLE)])
 
     def _found(self, basis: str, what: str) -> list[dict[str, Any]]:
         return [record for record in self.records if record["basis"] == basis and record["what"] == what]

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from experiments.lab import models
 from shapley.shape import Interval
+from shapley.types import FloatArray
 
 SIZE = "cpu"
 
@@ -24,6 +27,12 @@ def stored(file: str, names: Sequence[str] = models.MODELS) -> Iterator[Path]:
 def interval(found: Interval, digits: int = 2) -> str:
     """An estimate with its 95% interval."""
     return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def quartiles(values: FloatArray) -> str:
+    """The median, and the quartiles around it."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 BELOW = "†: less than the smallest clusters cost, on the straight line from none to them"

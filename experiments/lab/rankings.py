@@ -68,7 +68,8 @@ def _guard(
 ) -> float:
     rankings = {guard: replace(selector(name), guard=guard).rank(evidence, topic, others) for guard in GUARDS}
     prompts = {other: own.first(config["chosen_on"]) for other, own in evidence.prompts.items()}
-    return choose_guard(lm, prompts, topic, rankings, k).guard
+    site = evidence.score_file(name).attrs(topic)["site"] if selector(name).reads == "scores" else "mlp_hidden"
+    return choose_guard(lm, prompts, topic, rankings, k, site=site).guard
 
 
 def _of_scores(evidence: Evidence, config: Mapping[str, Any]) -> tuple[Any, ...]:

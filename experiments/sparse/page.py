@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.lab.page import Picture, Section, Table, stored
+from experiments.lab.page import Picture, Section, Table, quartiles, stored
 from experiments.sparse.summary import AT_K, Results
 from shapley.shape import Interval
-from shapley.types import FloatArray
 
 HERE = Path(__file__).parent
 PLACE_NAMES = {"replace": "in place of the last MLP", "add": "after the last block"}
@@ -110,12 +109,6 @@ def _usage(results: Results, place: str, arm: str, name: str, shape: str) -> str
     """With as many winners as in training; where more win at inference, with those in brackets."""
     own = f"{results.mean(place, arm, name, AT_K):{shape}}"
     return f"{own} ({results.mean(place, arm, name):{shape}})" if results.raises_k(arm) else own
-
-
-def quartiles(values: FloatArray) -> str:
-    """The median, and the quartiles around it."""
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def shown(interval: Interval) -> str:

@@ -173,10 +173,7 @@ def _choose(chosen: Selector, evidence: Evidence, topic: str, others: Sequence[s
         raise ShapleyError("--guard auto tries clusters on the model: give --model and --prompts")
     if rule["per_layer"]:
         raise ShapleyError("--guard auto chooses for clusters of the whole model: leave --per-layer away")
-    if chosen.reads == "scores" and (site := evidence.score_file(chosen.name).attrs(topic)["site"]) != "mlp_hidden":
-        raise ShapleyError(
-            f"--guard auto zeroes neurons, at mlp_hidden; these scores are of {site}: give --guard a number"
-        )
+    site: Site = evidence.score_file(chosen.name).attrs(topic)["site"] if chosen.reads == "scores" else "mlp_hidden"
     rankings: dict[float, Ranking] = {
         guard: _with_guard(chosen, guard).rank(evidence, topic, others) for guard in GUARDS
     }
@@ -184,7 +181,7 @@ def _choose(chosen: Selector, evidence: Evidence, topic: str, others: Sequence[s
     neurons = np.array(select(first, **rule))  # of groups, all their neurons, while choose_guard counts groups
     k = len(neurons) if first.group is None else len(np.unique(first.group[neurons[:, 0], neurons[:, 1]]))
     prompts = {name: evidence.prompts_of(name) for name in (topic, *others)}
-    return choose_guard(evidence.lm, prompts, topic, rankings, k, memory=evidence.memory)
+    return choose_guard(evidence.lm, prompts, topic, rankings, k, site=site, memory=evidence.memory)
 
 
 def _model(evidence: Evidence) -> dict[str, Any]:

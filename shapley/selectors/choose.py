@@ -12,6 +12,7 @@ from shapley.clusters import Ranking, select
 from shapley.errors import ShapleyError, unknown_name
 from shapley.impairment import Impairment
 from shapley.prompts import TopicPrompts
+from shapley.types import Site
 
 if TYPE_CHECKING:
     from shapley.hf.load import LanguageModel
@@ -36,6 +37,7 @@ def choose_guard(
     rankings: Mapping[float, Ranking],
     k: int,
     *,
+    site: Site = "mlp_hidden",
     memory: int | None = None,
 ) -> Choice:
     """Of several guards, the one whose cluster of ``k`` neurons takes most from the topic, among those that take at most an
@@ -46,6 +48,7 @@ def choose_guard(
         prompts: to select on, of all topics.
         rankings: for ``topic``, by guard.
         k: neurons of a cluster; groups, where groups are ranked.
+        site: of what is ranked, and zeroed.
 
     Raises:
         ShapleyError: no prompts of ``topic``, or of no other.
@@ -58,13 +61,14 @@ def choose_guard(
 
     every = [prompt for own in prompts.values() for prompt in own.prompts]
     of = np.array([prompt.topic for prompt in every])
-    coalitions = np.ones((1 + len(rankings), lm.sites.n_layers * lm.sites.d_mlp), dtype=bool)
+    width = lm.sites.width(site)
+    coalitions = np.ones((1 + len(rankings), lm.sites.n_layers * width), dtype=bool)
     for row, ranking in zip(coalitions[1:], rankings.values(), strict=True):
         layers, columns = np.array(select(ranking, top_k=k)).T
-        row[layers * lm.sites.d_mlp + columns] = False
+        row[layers * width + columns] = False
     n = len(every)
     plan = RowPlan(np.tile(np.arange(n), len(coalitions)), np.repeat(np.arange(len(coalitions)), n))
-    scorer = RowScorer(lm, every, Impairment("zero"), memory=memory)
+    scorer = RowScorer(lm, every, Impairment("zero", site=site), memory=memory)
     values = scorer.values(["logprob"], plan, coalitions=coalitions)[0].reshape(len(coalitions), n)
     drops = values[0] - values[1:]
     by_topic = {other: drops[:, of == other].mean(axis=1) for other in prompts}
