@@ -29,9 +29,10 @@ def section(results: Results, name: str) -> Section:
         "column is plain text, a token.",
         "null": "Selectivity against random clusters of as many neurons in each layer, matched in activation norm. Left: every "
         "selector, means over topics, with where 95% of such means of random clusters lie; right: each topic's cluster of "
-        f"{OURS}, p by Holm over topics.",
+        f"{OURS}.",
         "matched": "Selectivity where clusters cost plain text as much (its perplexity is up by 2, 5 and 10%), interpolated "
-        "along the sizes from no neuron on, with 95% intervals over prompts; selectors are left out where that is not reached.",
+        "along the sizes from no neuron on, with 95% intervals over prompts; hollow: below the smallest clusters, on the "
+        "straight line from none to them; left out: not reached.",
         "sizes": "What larger clusters take, with 95% intervals over prompts.",
     }
     return Section(
@@ -213,8 +214,8 @@ def _caveats(results: Results) -> tuple[str, ...]:
         "Only prompts are kept whose keyword the untouched model gives at least one chance in a hundred: a keyword that "
         "it does not expect cannot fall.",
         "Toxic and harmless comments yield few prompts of few keywords; read their figures as such.",
-        f"A single topic's p value against {draws} random clusters cannot lie below {len(results.topics) / (draws + 1):.3f} "
-        f"(Holm over {len(results.topics)} topics): no topic is significant alone, only all of them together. "
+        f"With {draws} random clusters a topic, {draws * len(results.topics)} in all, no p value of a single topic can lie "
+        f"below {1 / (draws + 1):.3f}: claims are over all topics together. "
         f"Random clusters are measured on {config['null_watched']} prompts of the topic and as many of others. They hold none "
         "of the cluster's own neurons, so those matched to clusters of the most active neurons are a little less active.",
         "The guard of guarded selectors is chosen on the selection prompts, for Shapley scores and for attributions alike.",
