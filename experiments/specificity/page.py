@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from experiments.lab.effects import LEVELS, SHARE, TARGET
-from experiments.lab.page import BELOW, Picture, Section, Table, at_damage, interval, stored
+from experiments.lab.page import Picture, Section, Table, damage_table, interval, stored
 from experiments.specificity.summary import OURS, SETTINGS, AgainstRandom, AtDamage, Results, Tested
 
 HERE = Path(__file__).parent
@@ -132,21 +132,9 @@ def tables(results: Results) -> tuple[Table, ...]:
 
 def matched_table(results: Results) -> Table:
     """What selectors do where they cost plain text as much."""
-    columns = [results.at_damage(level) for level in LEVELS]
-    rows = []
-    for found in zip(*columns, strict=True):
-        cells = [found[0].selector]
-        for own in found:
-            target = "" if math.isnan(own.target.estimate) else f"{own.target.estimate:.2f}"
-            cells += [at_damage(own.selectivity, own.below), target]
-        rows.append(tuple(cells))
-    head = [part for level in LEVELS for part in (f"selectivity at {level:+.0%}", "target")]
-    return Table(
-        ("selector", *head),
-        tuple(rows),
-        "At matched general damage: nats [95%], other keywords, where plain text's perplexity is up by as much, interpolated "
-        f"along the sizes from no neuron on. {BELOW}.",
-    )
+    by_selector = zip(*(results.at_damage(level) for level in LEVELS), strict=True)
+    rows = {found[0].selector: [(own.selectivity, own.target, own.below) for own in found] for found in by_selector}
+    return damage_table("selector", ("selectivity", "target"), rows, ", other keywords")
 
 
 def table(results: Results, setting: str) -> Table:
@@ -208,8 +196,8 @@ def _caveats(results: Results) -> tuple[str, ...]:
     [draws] = [_draws(own) for own in results.against_random() if own.selector == OURS]
     few = ", ".join(f"{watched.count(topic)} of {topic}" for topic in (*results.topics, "plain"))
     return (
-        f"{results.head['seconds']} s on {results.head['hardware']}; prompts watched: {few}. Intervals are over these few "
-        "prompts; topics and clusters are held as they are.",
+        f"{results.head['seconds']} s on {results.head['hardware']}, from what was kept of earlier runs; prompts "
+        f"watched: {few}. Intervals are over these few prompts; topics and clusters are held as they are.",
         f"Scores of {config['budget']} forward rows a topic (two-stage, {results.head['semivalue']}), one seed.",
         "Only prompts are kept whose keyword the untouched model gives at least one chance in a hundred: a keyword that "
         "it does not expect cannot fall.",

@@ -15,7 +15,7 @@ from shapley.shape import Interval, percentiles
 from shapley.types import FloatArray
 
 SETTINGS = {"other_keywords": "other keywords", "same_keywords": "same keywords"}
-OURS = "guarded"  # which others are held against, and which is held against most random clusters
+OURS = "guarded"  # which others are held against
 _MEANS = 2000  # drawn, of random clusters
 
 
