@@ -243,6 +243,14 @@ def test_two_orders_of_the_same_directions_are_two_bases(folder, kind, width):
     assert len(found) == 3
 
 
+def test_a_file_is_read_whatever_it_is_called(monkeypatch, folder):
+    monkeypatch.chdir(folder)
+    save_vectors(torch.eye(24).expand(3, 24, 24), Path("random.safetensors"))
+    assert load_model("model@random.safetensors").fingerprint == load_model("model@identity").fingerprint
+    with pytest.raises(ShapleyError, match="no basis in pca"):  # which its activations make, and no file of this name
+        vectors_of("pca", load_model("model").sites)
+
+
 def test_principal_axes_are_computed_once(monkeypatch, folder):
     first = load_model(f"{folder / 'model'}@pca")
     monkeypatch.setattr("shapley.hf.load.principal", None)  # not called again

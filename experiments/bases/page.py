@@ -174,7 +174,7 @@ def matched_table(results: Results) -> Table:
         for basis in results.bases:
             own = results.matched(basis, level)
             found = (own.target, own.others, own.selectivity, own.gain)
-            rows.append((f"{level:+.0%}", basis, *(at_damage(interval, own.below) for interval in found)))
+            rows.append((f"{level:+.0%}", basis, *(at_damage(one, own.below) for one in found)))
     return Table(
         ("perplexity", "basis", "target", "off topic", "selectivity", "above neurons"),
         tuple(rows),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from experiments.lab import models
+from experiments.lab.effects import LEVELS
 from shapley.shape import Interval
 from shapley.types import FloatArray
 
@@ -36,6 +37,33 @@ def quartiles(values: FloatArray) -> str:
 
 
 BELOW = "†: less than the smallest clusters cost, on the straight line from none to them"
+
+
+def damage_table(
+    what: str, columns: tuple[str, str], rows: Mapping[str, Sequence[tuple[Interval, Interval, bool]]], of: str = ""
+) -> Table:
+    """What clusters do where they cost plain text as much.
+
+    Args:
+        what: the rows are, as a head.
+        columns: at each of ``LEVELS``: what is given with its interval, and what without.
+        rows: by name, at each level both, and whether it is below the smallest clusters.
+        of: whose drops they are, for the caption.
+    """
+    cells = (
+        (name, *(cell for one, other, below in found for cell in (at_damage(one, below), _estimate(other))))
+        for name, found in rows.items()
+    )
+    return Table(
+        (what, *(head for level in LEVELS for head in (f"{columns[0]} at {level:+.0%}", columns[1]))),
+        tuple(cells),
+        f"At matched general damage: nats [95%]{of}, where plain text's perplexity is up by as much, interpolated along the "
+        f"sizes from no neuron on. {BELOW}.",
+    )
+
+
+def _estimate(found: Interval) -> str:
+    return "" if math.isnan(found.estimate) else f"{found.estimate:.2f}"
 
 
 def at_damage(found: Interval, below: bool) -> str:

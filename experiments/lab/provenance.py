@@ -59,5 +59,9 @@ def hardware(device: torch.device) -> str:
 
 
 def _commit() -> str:
+    """The commit, with a ``+`` where code or configurations were not as in it."""
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    changed = subprocess.run(
+        ["git", "diff", "--quiet", "HEAD", "--", "*.py", "*.yaml"], capture_output=True, check=False
+    )
+    return done.stdout.strip() + ("+" if changed.returncode else "") if done.stdout else "unknown"

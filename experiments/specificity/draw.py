@@ -116,8 +116,6 @@ def _by_topic(axes: Axes, tested: AgainstRandom) -> None:
         spread = place + np.linspace(-0.25, 0.25, len(null))
         axes.plot(spread, null, ".", color=CONTROL, markersize=3, label="matched random" if first else None)
         axes.plot([place], [own], "D", color=COLOURS[0], markersize=5, label=tested.selector if first else None)
-        text = f"p = {tested.by_topic[topic]:.2g}"
-        axes.annotate(text, (place, own), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=6.5)
     axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(tested.null)), list(tested.null), rotation=40, ha="right", fontsize=8)
     axes.set_ylabel("selectivity (nats)")
@@ -136,7 +134,8 @@ def matched_figure(results: Results) -> Figure:
             found = own.selectivity
             colour = COLOURS[0] if own.selector == OURS else CONTROL if own.selector == "random" else "black"
             axes.plot([found.low, found.high], [place, place], color=colour, linewidth=1.2)
-            axes.plot([found.estimate], [place], "D", color=colour, markersize=4)
+            inside = "white" if own.below else colour
+            axes.plot([found.estimate], [place], "D", color=colour, markerfacecolor=inside, markersize=4)
         axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
         axes.set_title(f"perplexity {level:+.0%}")
     panels[0].set_yticks(range(len(names)), names, fontsize=8)

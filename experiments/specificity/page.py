@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from experiments.lab.effects import LEVELS, SHARE, TARGET
-from experiments.lab.page import BELOW, Picture, Section, Table, at_damage, interval, stored
+from experiments.lab.page import Picture, Section, Table, damage_table, interval, stored
 from experiments.specificity.summary import OURS, SETTINGS, AgainstRandom, AtDamage, Results, Tested
 
 HERE = Path(__file__).parent
@@ -29,9 +29,10 @@ def section(results: Results, name: str) -> Section:
         "column is plain text, a token.",
         "null": "Selectivity against random clusters of as many neurons in each layer, matched in activation norm. Left: every "
         "selector, means over topics, with where 95% of such means of random clusters lie; right: each topic's cluster of "
-        f"{OURS}, p by Holm over topics.",
+        f"{OURS}.",
         "matched": "Selectivity where clusters cost plain text as much (its perplexity is up by 2, 5 and 10%), interpolated "
-        "along the sizes from no neuron on, with 95% intervals over prompts; selectors are left out where that is not reached.",
+        "along the sizes from no neuron on, with 95% intervals over prompts; hollow: below the smallest clusters, on the "
+        "straight line from none to them; left out: not reached.",
         "sizes": "What larger clusters take, with 95% intervals over prompts.",
     }
     return Section(
@@ -131,21 +132,9 @@ def tables(results: Results) -> tuple[Table, ...]:
 
 def matched_table(results: Results) -> Table:
     """What selectors do where they cost plain text as much."""
-    columns = [results.at_damage(level) for level in LEVELS]
-    rows = []
-    for found in zip(*columns, strict=True):
-        cells = [found[0].selector]
-        for own in found:
-            target = "" if math.isnan(own.target.estimate) else f"{own.target.estimate:.2f}"
-            cells += [at_damage(own.selectivity, own.below), target]
-        rows.append(tuple(cells))
-    head = [part for level in LEVELS for part in (f"selectivity at {level:+.0%}", "target")]
-    return Table(
-        ("selector", *head),
-        tuple(rows),
-        "At matched general damage: nats [95%], other keywords, where plain text's perplexity is up by as much, interpolated "
-        f"along the sizes from no neuron on. {BELOW}.",
-    )
+    by_selector = zip(*(results.at_damage(level) for level in LEVELS), strict=True)
+    rows = {found[0].selector: [(own.selectivity, own.target, own.below) for own in found] for found in by_selector}
+    return damage_table("selector", ("selectivity", "target"), rows, ", other keywords")
 
 
 def table(results: Results, setting: str) -> Table:
@@ -207,14 +196,14 @@ def _caveats(results: Results) -> tuple[str, ...]:
     [draws] = [_draws(own) for own in results.against_random() if own.selector == OURS]
     few = ", ".join(f"{watched.count(topic)} of {topic}" for topic in (*results.topics, "plain"))
     return (
-        f"{results.head['seconds']} s on {results.head['hardware']}; prompts watched: {few}. Intervals are over these few "
-        "prompts; topics and clusters are held as they are.",
+        f"{results.head['seconds']} s on {results.head['hardware']}, from what was kept of earlier runs; prompts "
+        f"watched: {few}. Intervals are over these few prompts; topics and clusters are held as they are.",
         f"Scores of {config['budget']} forward rows a topic (two-stage, {results.head['semivalue']}), one seed.",
         "Only prompts are kept whose keyword the untouched model gives at least one chance in a hundred: a keyword that "
         "it does not expect cannot fall.",
         "Toxic and harmless comments yield few prompts of few keywords; read their figures as such.",
-        f"A single topic's p value against {draws} random clusters cannot lie below {len(results.topics) / (draws + 1):.3f} "
-        f"(Holm over {len(results.topics)} topics): no topic is significant alone, only all of them together. "
+        f"With {draws} random clusters a topic, {draws * len(results.topics)} in all, no p value of a single topic can lie "
+        f"below {1 / (draws + 1):.3f}: claims are over all topics together. "
         f"Random clusters are measured on {config['null_watched']} prompts of the topic and as many of others. They hold none "
         "of the cluster's own neurons, so those matched to clusters of the most active neurons are a little less active.",
         "The guard of guarded selectors is chosen on the selection prompts, for Shapley scores and for attributions alike.",

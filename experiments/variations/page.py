@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from experiments.lab.effects import LEVELS, PERPLEXITY, SHARE, TARGET, Effect
-from experiments.lab.page import BELOW, Picture, Section, Table, at_damage, interval, stored
+from experiments.lab.page import Picture, Section, Table, damage_table, interval, stored
 from experiments.variations.summary import Results, smoothness
 
 HERE = Path(__file__).parent
@@ -144,21 +144,9 @@ def arms_table(results: Results) -> Table:
 
 def matched_table(results: Results) -> Table:
     """What arms do where they cost plain text as much."""
-    rows = []
-    for name in results.arms:
-        cells = [name]
-        for level in LEVELS:
-            found = results.matched(name, level)
-            others = "" if math.isnan(found.others.estimate) else f"{found.others.estimate:.2f}"
-            cells += [at_damage(found.target, found.below), others]
-        rows.append(tuple(cells))
-    head = [part for level in LEVELS for part in (f"target at {level:+.0%}", "off topic")]
-    return Table(
-        ("arm", *head),
-        tuple(rows),
-        "At matched general damage: the drops, in nats [95%], where plain text's perplexity is up by as much, interpolated "
-        f"along the sizes from no neuron on. {BELOW}.",
-    )
+    found = {name: [results.matched(name, level) for level in LEVELS] for name in results.arms}
+    rows = {name: [(own.target, own.others, own.below) for own in levels] for name, levels in found.items()}
+    return damage_table("arm", ("target", "off topic"), rows)
 
 
 def halves_table(results: Results) -> Table:

@@ -39,6 +39,7 @@ from shapley.types import Site
 
 RESIDUAL, SPARSE = "residual:", "sparse:"
 _NAMED = re.compile(rf"(?:{RESIDUAL})?(?:identity|pca|random(?::\d{{1,9}})?)")
+_DRAWN = re.compile(r"random(?::\d{1,9})?")
 _OFF = 1e-2  # from orthogonality, in spectral norm: beyond what a file in bfloat16 explains
 _ROUNDS = 12  # of power iteration
 
@@ -65,7 +66,7 @@ def vectors_of(basis: str, sites: ModelSites) -> Tensor:
     shape = (sites.n_layers, sites.d_mlp, sites.d_mlp)
     if basis == "identity":
         return torch.eye(sites.d_mlp).expand(shape).contiguous()
-    if _NAMED.fullmatch(basis):
+    if _DRAWN.fullmatch(basis):
         return torch.stack([haar(sites.d_mlp, _seed(basis), layer) for layer in range(sites.n_layers)])
     return _checked(basis, load_vectors(Path(basis)), shape)
 
@@ -74,7 +75,7 @@ def _of_stream(basis: str, sites: ModelSites) -> Tensor:
     name, n = basis.removeprefix(RESIDUAL), sites.d_model
     if name == "identity":
         return torch.eye(n)
-    if _NAMED.fullmatch(name):
+    if _DRAWN.fullmatch(name):
         return haar(n, _seed(name), "stream")
     return _checked(basis, load_vectors(Path(name)), (n, n))
 

@@ -195,10 +195,10 @@ def _rotate(model: Any, tokenizer: Any, basis: str) -> str:
     return hashlib.sha256(f"{before}@{keys[0]}".encode()).hexdigest()[:_DIGITS]
 
 
-def _principal_axes(model: Any, sites: ModelSites, tokenizer: Any, basis: str, fingerprint: str) -> Path:
-    """The file of a model's principal axes, in the cache: computed once, since another device or number of threads would round
-    otherwise, and choose other axes of what hardly varies."""
-    path = cache_directory("bases") / f"{fingerprint}-{basis.replace(':', '-')}.safetensors"
+def _principal_axes(model: Any, sites: ModelSites, tokenizer: Any, basis: str, before: str) -> Path:
+    """The file of the principal axes, in the cache, of the model with the fingerprint ``before``: computed
+    once, since another device or number of threads would round otherwise, and choose other axes of what hardly varies."""
+    path = cache_directory("bases") / f"{before}-{basis.replace(':', '-')}.safetensors"
     with FileLock(f"{path}.lock"):
         if not path.exists():
             of_stream = basis.startswith(RESIDUAL)
