@@ -10,20 +10,23 @@ contrast of the first. Scores, rankings, rows and the learned basis are kept in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 
 from experiments.bases.concentration import concentration
 from experiments.lab.commands import Measured, run_command
 from experiments.lab.measure import Ward
-from experiments.lab.models import source
+from experiments.lab.models import load, source
 from experiments.lab.rankings import ranked
 from experiments.lab.scores import SEED, SEMIVALUE
 from experiments.lab.texts import Texts
 from shapley.builder import read_corpus
 from shapley.clusters import select
+from shapley.errors import ShapleyError
 from shapley.estimators.registry import Plan
 from shapley.files import cache_directory, digest
 from shapley.hf.bases import RESIDUAL
@@ -50,25 +53,47 @@ _SELECTOR = "guarded"
 
 
 def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Path) -> Measured:
-    """All of it."""
+    """All of it, the bases shared among processes."""
     chosen = {topic: prompts.selection[topic].first(config["selection"]) for topic in config["topics"]}
     watched = watched_of(prompts, config)
-    records: list[dict[str, Any]] = []
-    files: dict[str, Path] = {}
-    corpus = read_corpus(str(data / "dbpedia14" / "passages.csv"))
-    for basis, seed in [(own, seed) for own in BASES for seed in range(config["seeds"] if own in DRAWN else 1)]:
-        say(f"{lm.name}: the basis {basis} {seed}")
-        turned, site = in_basis(lm, basis, seed, config["steps"])
-        scores = [scored(turned, site, chosen, config["budget"], own) for own in (SEED, SEED + 1)]
-        files |= {f"scores {own} of {basis} {seed}": path for own, path in enumerate(scores)}
-        found = (
-            *concentrations(*map(ScoreFile, scores), chosen),
-            *clusters(turned, site, scores[0], chosen, watched, config),
-            {"what": SIMPLE, "explained": simplicity(turned, site, corpus, config["passages"])},
+    jobs = [(basis, seed) for basis in BASES for seed in range(config["seeds"] if basis in DRAWN else 1)]
+    measure = delayed(of_basis)
+    parallel = Parallel(n_jobs=config["processes"], backend="loky", batch_size=1)  # loky divides the cores' threads
+    try:
+        # The last first: learning a basis and the turned ones take longest, and the neurons fill what is left.
+        found = parallel(
+            measure(lm.name, str(lm.device), *job, chosen, watched, config, data) for job in reversed(jobs)
         )
-        records += [{"basis": basis, "seed": seed, **record} for record in found]
+    except BrokenProcessPool as error:
+        raise ShapleyError("a process was killed: run the command again, which goes on from what is kept") from error
+    records = [record for own, _ in reversed(found) for record in own]
+    files = {name: path for _, own in reversed(found) for name, path in own.items()}
     head = {"seed": SEED, "semivalue": SEMIVALUE, "watched": [prompt.topic for prompt in watched]}
     return Measured(records, head, files)
+
+
+def of_basis(
+    model: str,
+    device: str,
+    basis: str,
+    seed: int,
+    chosen: Mapping[str, TopicPrompts],
+    watched: list[Prompt],
+    config: Mapping[str, Any],
+    data: Path,
+) -> tuple[list[dict[str, Any]], dict[str, Path]]:
+    """The records of a basis, and the files of its scores."""
+    say(f"{model}: the basis {basis} {seed}")
+    lm, site = in_basis(load(model, device), basis, seed, config["steps"])
+    corpus = read_corpus(str(data / "dbpedia14" / "passages.csv"))
+    scores = [scored(lm, site, chosen, config["budget"], own) for own in (SEED, SEED + 1)]
+    found = (
+        *concentrations(*map(ScoreFile, scores), chosen),
+        *clusters(lm, site, scores[0], chosen, watched, config),
+        {"what": SIMPLE, "explained": simplicity(lm, site, corpus, config["passages"])},
+    )
+    records = [{"basis": basis, "seed": seed, **record} for record in found]
+    return records, {f"scores {own} of {basis} {seed}": path for own, path in enumerate(scores)}
 
 
 def in_basis(lm: LanguageModel, basis: str, seed: int, steps: int) -> tuple[LanguageModel, Site]:
