@@ -182,7 +182,7 @@ def test_the_experiment_end_to_end(monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     results = Results.read(out)
     assert len(results.records) == 3 * (6 * 2 + 2 + 3)
-    watched = run_module.watched_of(tiny_texts(lm), size)
+    watched = tiny_texts(lm).watched(size)
     assert results.head["watched"] == [prompt.topic for prompt in watched]
     draw_module.draw(results, out, tmp_path / "figures", "smollm2-small")
     figures = sorted((tmp_path / "figures").iterdir())

@@ -8,11 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from experiments.lab.results import store
 from experiments.sparse import draw, page, run
-from experiments.sparse.summary import Results
+from experiments.sparse.summary import AT_INFERENCE, Results
 from shapley.errors import ShapleyError
 from shapley.hf.hooks import observe
 from shapley.hf.load import LanguageModel
@@ -256,6 +258,17 @@ def test_a_layer_comes_back_from_its_file(tmp_path):
     assert kept.place == "add" and kept.model == {"name": "m", "fingerprint": "f"}
     x = drawn(2, 3, 16, seed=5)
     assert again.spec == layer.spec and torch.equal(again(x), layer.eval()(x))
+    for wrong in (
+        {"place": "beside"},
+        {"spec": "{}"},
+        {"spec": "{"},
+        {"spec": '{"width": 16, "units": 8}'},
+        {"model": "{"},
+    ):
+        with safe_open(tmp_path / "layer.safetensors", framework="pt") as file:
+            save_file(layer.state_dict(), tmp_path / "wrong.safetensors", file.metadata() | wrong)
+        with pytest.raises(ShapleyError, match=r"wrong.safetensors holds no sparse layer of this version$"):
+            load_layer(tmp_path / "wrong.safetensors")
     (tmp_path / "other").write_text("nothing")
     for name in ("other", "absent"):
         with pytest.raises(ShapleyError, match="cannot read"):
@@ -263,6 +276,14 @@ def test_a_layer_comes_back_from_its_file(tmp_path):
 
 
 # In a model
+
+
+def structure(model):
+    """Every module, and how many hooks are on it."""
+    return {
+        name: (id(own), len(own._forward_hooks), len(own._forward_pre_hooks)) for name, own in model.named_modules()
+    }
+
 
 IDS = torch.tensor([[5, 9, 14, 20, 7, 8], [6, 11, 30, 4, 0, 0]])
 REAL = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
@@ -276,7 +297,7 @@ def logits(lm):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_insertion_in_every_family(family):
     lm = tiny_lm(family)
-    before = logits(lm)
+    before, original = logits(lm), structure(lm.model)
     last = lm.sites.blocks[-1]
 
     # Added: the identity at the start; then what is written into the residual stream.
@@ -301,9 +322,7 @@ def test_insertion_in_every_family(family):
         assert not torch.allclose(logits(lm), without)
     assert torch.equal(read[0][0], seen[-1]) and torch.equal(read[0][1].view(2, 6), REAL.bool())
 
-    assert torch.equal(logits(lm), before) and not any(
-        name.startswith("_sparse") for name, _ in lm.model.named_modules()
-    )
+    assert torch.equal(logits(lm), before) and structure(lm.model) == original
 
 
 def test_in_place_of_the_mlp_it_can_be_the_mlp():
@@ -525,7 +544,8 @@ def test_the_experiment_end_to_end(tmp_path):
     cost = results.cost("add", "dense")
     assert cost.low <= cost.estimate <= cost.high
     assert cost.estimate == pytest.approx(np.mean(results.costs("add", "dense")))
-    assert results.cost_k("add", "dense") == cost and results.cost_k("add", "boosted") != results.cost("add", "boosted")
+    assert results.cost("add", "dense", AT_INFERENCE) == cost
+    assert results.cost("add", "boosted", AT_INFERENCE) != results.cost("add", "boosted")
     assert len(found.head["original"]["simple"]) == 24 and all(x <= 1 for x in results.simple("add", "boosted"))
     assert results.raises_k("boosted") and not results.raises_k("dense")
     assert results.curve("add", "boosted")[1][:, 0] == pytest.approx([0, 0], abs=1e-4)  # it begins as the original
@@ -538,4 +558,9 @@ def test_the_experiment_end_to_end(tmp_path):
     draw.draw(results, path, tmp_path / "figures", "tiny-small")
     assert len(list((tmp_path / "figures").glob("*.png"))) == 2
     assert draw.tables(results).count("\n| replace |") == draw.tables(results).count("\n| add |") == 2
-    assert "above the original's" in page.section(results, "tiny-small").answers[0]
+    section = page.section(results, "tiny-small")
+    assert (
+        "above the original's" in section.answers[0]
+        and "Dead units and duty-cycle entropy: dense " in section.answers[0]
+    )
+    assert "(boosted with 1.5 times the winners, as at inference)" in section.pictures[0].caption

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from shapley.hf.load import LanguageModel
 from shapley.hf.sites import find_sites
+from shapley.prompts import Prompt
 from shapley.sparse.insert import Place, insert
 from shapley.sparse.layer import LayerSpec, SparseLayer
 
@@ -76,3 +77,14 @@ def with_units(lm: LanguageModel, place: Place, **spec: Any) -> LanguageModel:
     torch.nn.init.normal_(layer.down.weight, generator=torch.Generator().manual_seed(1))
     insert(model, find_sites(model), layer, place, lm.name)
     return LanguageModel(model, lm.tokenizer, f"{lm.name}@sparse:{place}", "local")
+
+
+PROMPTS = [Prompt("x", "the player won the", " race"), Prompt("x", "the band sold a", " song")]
+IDS = torch.tensor([[5, 9, 21, 33, 8, 40], [11, 7, 30, 12, 44, 9]])
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    """``[2, 6, vocabulary]`` of two texts."""
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=IDS, use_cache=False).logits
+    return found

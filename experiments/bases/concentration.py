@@ -2,7 +2,7 @@
 
 Players are ranked by one estimate and summed over the other, then the other way round, and the two are averaged. A player whose
 score is all noise then adds nothing on average; ranked and summed by the same estimate it would look like a large one. The two
-share their prompts, and what a score's error owes to those.
+share their prompts, and what a score's error owes to those, and the bias of gradients where no player got exact differences.
 
 The best players hold more together than all do, as scores behind them are negative. So shares are of the most that any number
 of the best hold, and not of the sum, which is what is left when gains and losses have cancelled.
@@ -17,12 +17,13 @@ import numpy as np
 from shapley.types import FloatArray
 
 _POINTS = 60  # of a stored curve
+_LEAST_AGREEMENT = 0.1  # a correlation; below it the order of players is noise
 
 
 def concentration(one: FloatArray, other: FloatArray) -> dict[str, Any]:
-    """Of two estimates ``[players]``:
+    """Of two estimates ``[players]``; ``half`` and ``gini`` are ``None`` where the two hardly agree, or nothing is held.
 
-    ``total``     what all scores sum to, nats
+    ``n_players``    ``total``     what all scores sum to, nats
     ``peak``      the most that any number of the best hold, nats
     ``half``      the least number of players, best first, that hold half of the peak
     ``gini``      of absolute scores
@@ -30,14 +31,18 @@ def concentration(one: FloatArray, other: FloatArray) -> dict[str, Any]:
     ``players``   numbers of players, evenly spaced by their logarithms, and ``share``, of the peak that so many hold
     """
     held = np.mean([_held(ranks, summed) for ranks, summed in ((one, other), (other, one))], axis=0)
-    share = held / held.max()
+    agreement = _correlation(one, other)
+    ginis = [gini(one, other), gini(other, one)]
+    told = agreement is not None and agreement >= _LEAST_AGREEMENT and held.max() > 0 and np.isfinite(ginis).all()
+    share = held / held.max() if held.max() > 0 else np.zeros(len(one))
     players = np.unique(np.geomspace(1, len(one), _POINTS).round().astype(int))
     return {
+        "n_players": len(one),
         "total": round(float((one.sum() + other.sum()) / 2), 4),
         "peak": round(float(held.max()), 4),
-        "half": half(share),
-        "gini": round(float(np.mean([gini(one, other), gini(other, one)])), 4),
-        "agreement": _correlation(one, other),
+        "half": half(share) if told else None,
+        "gini": round(float(np.mean(ginis)), 4) if told else None,
+        "agreement": agreement,
         "players": players.tolist(),
         "share": np.round(share[players - 1], 4).tolist(),
     }
@@ -50,9 +55,12 @@ def half(share: FloatArray) -> int:
 
 def gini(ranks: FloatArray, summed: FloatArray) -> float:
     """1 - 2 x the area under the Lorenz curve, of players by ``|ranks|``, smallest first, that hold ``summed`` with the sign of
-    ``ranks``. With ``ranks`` for ``summed``, the Gini coefficient of the absolute scores."""
+    ``ranks``. With ``ranks`` for ``summed``, the Gini coefficient of the absolute scores. NaN where they
+    hold nothing together."""
     order = np.argsort(np.abs(ranks), kind="stable")
     held = np.cumsum((np.sign(ranks) * summed)[order])
+    if held[-1] <= 0:
+        return float("nan")
     lorenz = np.concatenate([[0.0], held / held[-1]])
     return float(1 - (lorenz[1:] + lorenz[:-1]).sum() / len(ranks))
 

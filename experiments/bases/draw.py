@@ -35,17 +35,17 @@ def tables(results: Results) -> str:
 
 
 def concentration_figure(results: Results) -> Figure:
-    """What the best players hold, of the most that any number of them do, against their number, by basis."""
+    """What the best players hold, of the most that any number of them do, against their share of all players, by basis."""
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for basis in results.bases:
         players, share = results.curve(basis)
         line = "--" if basis in OF_STREAM else "-"
-        axes.plot(players, 100 * share, line, color=_colour(results, basis), label=basis)
+        axes.plot(100 * players, 100 * share, line, color=_colour(results, basis), label=basis)
     axes.axhline(50, color="#bbbbbb", linestyle=":", linewidth=1)
     axes.axhline(100, color="#bbbbbb", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_xlabel("players, best first")
+    axes.set_xlabel("best players (% of all)")
     axes.set_ylabel("share of what the best hold (%)")
     axes.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{results.head['model']['name']}: mean over {len(results.topics)} topics", fontsize=10)

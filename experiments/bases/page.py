@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from experiments.bases.run import IDENTITY, LEARNED, PCA, RANDOM, STREAM, STREAM_PCA, STREAM_RANDOM, TOKENS, UNITS
+from experiments.bases.run import (
+    IDENTITY,
+    LEARNED,
+    PCA,
+    RANDOM,
+    STANDARD,
+    STREAM,
+    STREAM_PCA,
+    STREAM_RANDOM,
+    TOKENS,
+    UNITS,
+)
 from experiments.bases.summary import Results
 from experiments.lab.effects import LEVELS
 from experiments.lab.page import BELOW, Picture, Section, Table, at_damage, interval, quartiles, stored
@@ -21,6 +32,8 @@ WHAT = {
     STREAM_RANDOM: "the stream rotated at random",
     STREAM_PCA: "its principal axes",
 }
+
+_STANDARD = "the standard basis of the site (the neurons, or the stream's columns)"
 
 
 def sections() -> list[Section]:
@@ -49,12 +62,13 @@ def section(results: Results, name: str) -> Section:
 def _concentration(results: Results) -> str:
     found = {basis: results.concentrated(basis) for basis in results.bases}
     parts = "; ".join(
-        f"{basis} ({WHAT[basis]}) {own.half.estimate:.0f}, Gini {own.gini.estimate:.2f}" for basis, own in found.items()
+        f"{basis} ({WHAT[basis]}) {own.half.estimate:.0f} ({own.share:.1%}), Gini {own.gini.estimate:.2f}"
+        for basis, own in found.items()
     )
-    better = [basis for basis, own in found.items() if basis != IDENTITY and own.fewer.low > 1]
+    better = [basis for basis, own in found.items() if basis != STANDARD[basis] and own.fewer.low > 1]
     return (
         f"Players that hold half of what the best hold: {parts}. "
-        f"With fewer than neurons, beyond the interval over {len(results.topics)} topics: {_named(better)}."
+        f"With fewer than {_STANDARD}, beyond the interval over {len(results.topics)} topics: {_named(better)}."
     )
 
 
@@ -66,9 +80,9 @@ def _specificity(results: Results) -> str:
             f"{basis} {own.effect.target.estimate:.2f} nats from its topic and {own.effect.others.estimate:.2f} from others"
             for basis, own in found.items()
         )
-        better = [basis for basis, own in found.items() if basis != IDENTITY and own.gain.low > 0]
+        better = [basis for basis, own in found.items() if basis != STANDARD[basis] and own.gain.low > 0]
         parts.append(
-            f"Clusters of {fraction:.1%} of the players take: {shapes}; more selective than neurons' on the same "
+            f"Clusters of {fraction:.1%} of the players take: {shapes}; more selective than those of {_STANDARD} on the same "
             f"prompts, beyond the interval: {_named(better)}"
         )
     return ". ".join([*parts, *_at_matched_damage(results)]) + "."
@@ -81,13 +95,18 @@ def _at_matched_damage(results: Results) -> list[str]:
     if not reached:
         return []
     level, found = reached[-1], by_level[reached[-1]]
-    shapes = "; ".join(f"{basis} {own.selectivity.estimate:.2f} nats" for basis, own in found.items())
-    better = [basis for basis, own in found.items() if basis != IDENTITY and own.gain.low > 0]
-    worse = [basis for basis, own in found.items() if basis != IDENTITY and own.gain.high < 0]
+    shapes = "; ".join(f"{basis} {own.selectivity.estimate:.2f} nats{_mark(own.below)}" for basis, own in found.items())
+    others = [(basis, own) for basis, own in found.items() if basis != IDENTITY]
+    better = [basis + _mark(own.gain_below) for basis, own in others if own.gain.low > 0]
+    worse = [basis + _mark(own.gain_below) for basis, own in others if own.gain.high < 0]
     return [
         f"Where plain text's perplexity is up by {level:.0%}, selectivity is: {shapes}; beyond the interval above neurons': "
-        f"{_named(better)}, below: {_named(worse)}"
+        f"{_named(better)}, below: {_named(worse)} ({BELOW})"
     ]
+
+
+def _mark(below: bool) -> str:
+    return " †" if below else ""
 
 
 def _named(bases: list[str]) -> str:
@@ -100,13 +119,17 @@ def _caveats(results: Results) -> tuple[str, ...]:
     return (
         f"{head['seconds']} s on {head['hardware']}; prompts watched: {few}. Intervals of drops are over these few prompts, "
         "those of concentration over topics; neither is corrected for how many bases are compared.",
-        f"Two estimates of {head['config']['budget']} forward rows a topic each: where they rank players poorly, all bases "
-        "look less concentrated than they are.",
-        "The value is what the scores of the semivalue sum to; for coalitions that leave most players intact it need not be "
-        "the same in all bases.",
+        f"Two estimates of {head['config']['budget']} forward rows a topic each, in which {results.refined or 'no'} players "
+        "got exact differences: all other scores are averages of gradients, whose bias the two share and which may differ "
+        "between bases. Their agreement is of sampling only. Where they rank players poorly, a basis looks less concentrated "
+        "than it is.",
+        "The sum of scores is of a semivalue whose coalitions leave most players intact, and of gradients: it need not be the "
+        "same in all bases.",
         "Of d_mlp directions at most d_model can act on the rest of the model, and a learned basis may leave others that "
         "hardly do: they hold nothing, which raises its Gini coefficient and not the number for half.",
-        f"{head['config']['seeds']} seeds of random bases; the other bases are one each.",
+        f"{head['config']['seeds']} seeds of random bases; the other bases are one each. Intervals hold these as they are, and "
+        "the coalitions, which all topics share.",
+        "Only matched damage compares players of the stream with neurons: there are fewer of them, and each is larger.",
     )
 
 
@@ -116,23 +139,27 @@ def concentration_table(results: Results) -> Table:
     for basis in results.bases:
         own = results.concentrated(basis)
         rows.append(
-            (basis, _interval(own.half, 0), _interval(own.fewer), _interval(own.gini), _interval(own.gain), f"{own.total:.2f}",
-             "{:.2f} ({:.2f})".format(*own.agreement), quartiles(results.simple(basis)))
+            (basis, _interval(own.half, 0), f"{own.share:.1%}", _interval(own.fewer), _interval(own.gini), _interval(own.gain),
+             f"{own.topics} of {len(results.topics)}", f"{own.total:.2f}", "{:.2f} ({:.2f})".format(*own.agreement),
+             quartiles(results.simple(basis)))
         )  # fmt: skip
     return Table(
         (
             "basis",
             "players for half",
-            "times fewer than neurons",
+            "of all",
+            "times fewer",
             "Gini",
-            "above neurons",
-            "value (nats)",
+            "above",
+            "topics",
+            "sum of scores (nats)",
             "agreement (least)",
             "simple: median [quartiles]",
         ),
         tuple(rows),
-        "Concentration of scores: means over topics (of players for half, geometric) [95%, over topics]; agreement: the "
-        f"correlation of the two estimates. Simple: of {UNITS} players drawn at random, the share of the variance over "
+        "Concentration of scores: means over topics (of players for half, geometric) [95%, Student's, over topics]; times "
+        f"fewer, above: than in {_STANDARD}; agreement: the correlation of the two estimates, and topics are left out "
+        f"where it is below .1. Simple: of {UNITS} players drawn at random, the share of the variance over "
         f"{results.head['config']['passages']} passages of {TOKENS} tokens that rules of the token, the one before it and "
         "the topic predict (docs/neurons.md).",
     )
@@ -158,12 +185,13 @@ def specificity_table(results: Results) -> Table:
             "off topic",
             "off / target",
             "selectivity",
-            "above neurons",
+            "above",
             "seeds",
             "perplexity",
         ),
         tuple(rows),
-        "Clusters by the guarded contrast, zeroed; drops in nats [95%, over prompts], means over topics.",
+        "Clusters by the guarded contrast, zeroed; drops in nats [95%, over prompts], means over topics. Above: the "
+        f"selectivity of clusters of as many players of {_STANDARD}.",
     )
 
 
@@ -173,8 +201,8 @@ def matched_table(results: Results) -> Table:
     for level in LEVELS:
         for basis in results.bases:
             own = results.matched(basis, level)
-            found = (own.target, own.others, own.selectivity, own.gain)
-            rows.append((f"{level:+.0%}", basis, *(at_damage(one, own.below) for one in found)))
+            found = (at_damage(one, own.below) for one in (own.target, own.others, own.selectivity))
+            rows.append((f"{level:+.0%}", basis, *found, at_damage(own.gain, own.gain_below)))
     return Table(
         ("perplexity", "basis", "target", "off topic", "selectivity", "above neurons"),
         tuple(rows),

@@ -9,6 +9,7 @@ contrast of the first. Scores, rankings, rows and the learned basis are kept in 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -22,13 +23,12 @@ from experiments.lab.commands import Measured, run_command
 from experiments.lab.measure import Ward
 from experiments.lab.models import load, source
 from experiments.lab.rankings import ranked
-from experiments.lab.scores import SEED, SEMIVALUE
+from experiments.lab.scores import SEED, SEMIVALUE, scored
 from experiments.lab.texts import Texts
 from shapley.builder import read_corpus
 from shapley.clusters import select
 from shapley.errors import ShapleyError
-from shapley.estimators.registry import Plan
-from shapley.files import cache_directory, digest
+from shapley.files import cache_directory
 from shapley.hf.bases import RESIDUAL
 from shapley.hf.learned import learn
 from shapley.hf.load import LanguageModel, load_model
@@ -38,7 +38,6 @@ from shapley.look.rules import rules
 from shapley.look.seen import cut, observed
 from shapley.progress import say
 from shapley.prompts import Prompt, TopicPrompts
-from shapley.runs import estimate
 from shapley.selectors.base import Evidence
 from shapley.store import ScoreFile
 from shapley.types import Site
@@ -46,28 +45,27 @@ from shapley.types import Site
 IDENTITY, RANDOM, PCA, LEARNED = ("identity", "random", "pca", "learned")
 STREAM, STREAM_RANDOM, STREAM_PCA = OF_STREAM = ("stream", "stream-random", "stream-pca")
 BASES = (IDENTITY, RANDOM, PCA, LEARNED, *OF_STREAM)
+STANDARD = {basis: STREAM if basis in OF_STREAM else IDENTITY for basis in BASES}  # the basis of its site's own columns
 DRAWN = (RANDOM, STREAM_RANDOM)
 CONCENTRATION, CLUSTER, SIMPLE = "concentration", "cluster", "simple"
 UNITS, TOKENS = 64, 32  # whose simplicity is measured, and of a passage
 _SELECTOR = "guarded"
+_LONGEST_FIRST = (LEARNED, RANDOM, PCA, IDENTITY, *OF_STREAM)  # learning takes time, and so does what is turned
 
 
 def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Path) -> Measured:
     """All of it, the bases shared among processes."""
     chosen = {topic: prompts.selection[topic].first(config["selection"]) for topic in config["topics"]}
-    watched = watched_of(prompts, config)
-    jobs = [(basis, seed) for basis in BASES for seed in range(config["seeds"] if basis in DRAWN else 1)]
-    measure = delayed(of_basis)
+    watched = prompts.watched(config)
+    jobs = [(basis, seed) for basis in _LONGEST_FIRST for seed in range(config["seeds"] if basis in DRAWN else 1)]
     parallel = Parallel(n_jobs=config["processes"], backend="loky", batch_size=1)  # loky divides the cores' threads
+    measure = delayed(of_basis)
     try:
-        # The last first: learning a basis and the turned ones take longest, and the neurons fill what is left.
-        found = parallel(
-            measure(lm.name, str(lm.device), *job, chosen, watched, config, data) for job in reversed(jobs)
-        )
+        found = parallel(measure(lm.name, str(lm.device), *job, chosen, watched, config, data) for job in jobs)
     except BrokenProcessPool as error:
         raise ShapleyError("a process was killed: run the command again, which goes on from what is kept") from error
-    records = [record for own, _ in reversed(found) for record in own]
-    files = {name: path for _, own in reversed(found) for name, path in own.items()}
+    records = [record for own, _ in found for record in own]
+    files = {name: path for _, own in found for name, path in own.items()}
     head = {"seed": SEED, "semivalue": SEMIVALUE, "watched": [prompt.topic for prompt in watched]}
     return Measured(records, head, files)
 
@@ -86,7 +84,7 @@ def of_basis(
     say(f"{model}: the basis {basis} {seed}")
     lm, site = in_basis(load(model, device), basis, seed, config["steps"])
     corpus = read_corpus(str(data / "dbpedia14" / "passages.csv"))
-    scores = [scored(lm, site, chosen, config["budget"], own) for own in (SEED, SEED + 1)]
+    scores = [scored(lm, chosen, config["budget"], site=site, seed=own) for own in (SEED, SEED + 1)]
     found = (
         *concentrations(*map(ScoreFile, scores), chosen),
         *clusters(lm, site, scores[0], chosen, watched, config),
@@ -117,25 +115,13 @@ def learned(lm: LanguageModel, steps: int) -> Path:
     return path
 
 
-def scored(lm: LanguageModel, site: Site, chosen: Mapping[str, TopicPrompts], budget: int, seed: int) -> Path:
-    """The score file of a budget (forward rows a topic) and of the coalitions of a seed, in the cache."""
-    key = digest(*(prompts.sha256.encode() for prompts in chosen.values()), str(seed).encode())[:12]
-    path = (
-        cache_directory("experiments", "scores")
-        / f"{lm.name}-{lm.fingerprint[:8]}-{site}-{SEMIVALUE}-{budget}-{key}.h5"
-    )
-    if not (path.exists() and set(chosen) <= set(ScoreFile(path).topics)):
-        plan = Plan(estimator="two-stage", semivalue=SEMIVALUE, budget=budget, seed=seed)
-        estimate(lm, chosen, path, plan=plan, impairment=Impairment("zero", site=site), resume=path.exists())
-    return path
-
-
 def concentrations(one: ScoreFile, other: ScoreFile, chosen: Mapping[str, TopicPrompts]) -> Iterator[dict[str, Any]]:
     """A record a topic."""
     for topic in chosen:
         yield {
             "what": CONCENTRATION,
             "topic": topic,
+            "refined": [json.loads(own.attrs(topic)["details"])["refined"] for own in (one, other)],
             **concentration(one[topic].score.ravel(), other[topic].score.ravel()),
         }
 
@@ -173,12 +159,6 @@ def simplicity(lm: LanguageModel, site: Site, corpus: Mapping[str, Sequence[str]
     seen = observed(every, every.sample(UNITS), cut(corpus, lm.tokenizer, TOKENS, passages))
     found = [rule.explained.estimate for rule in rules(seen, SEED)]
     return [round(value, 4) for value in found if np.isfinite(value)]
-
-
-def watched_of(prompts: Texts, config: Mapping[str, Any]) -> list[Prompt]:
-    """Some held-out prompts of each topic, of other keywords than selected on, and plain text."""
-    own = [p for topic in config["topics"] for p in prompts.other_keywords[topic].first(config["watched"]).prompts]
-    return [*own, *prompts.plain.first(config["plain"]).prompts]
 
 
 main = run_command(__file__, __doc__, work)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shapley.builder import build_prompts, read_corpus
 from shapley.errors import ShapleyError
@@ -41,6 +42,11 @@ class Texts:
     other_keywords: Mapping[str, TopicPrompts]
     same_keywords: Mapping[str, TopicPrompts]
     plain: TopicPrompts
+
+    def watched(self, config: Mapping[str, Any]) -> list[Prompt]:
+        """Some held-out prompts of each topic, of other documents and other keywords than selected on, and plain text."""
+        own = [p for topic in config["topics"] for p in self.other_keywords[topic].first(config["watched"]).prompts]
+        return [*own, *self.plain.first(config["plain"]).prompts]
 
 
 def texts(lm: LanguageModel, data: Path, folder: Path, per_topic: int = 48, n_plain: int = 32) -> Texts:

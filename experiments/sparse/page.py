@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.lab.page import Picture, Section, Table, quartiles, stored
-from experiments.sparse.summary import AT_K, Results
+from experiments.sparse.summary import AT_INFERENCE, Results
 from shapley.shape import Interval
 
 HERE = Path(__file__).parent
@@ -30,11 +30,13 @@ def section(results: Results, name: str) -> Section:
         (
             Picture(
                 HERE / "figures" / f"{name}-curves.png",
-                "Held-out loss above the original model's as the layer is trained; bands: all seeds. Dotted: the original.",
+                f"Held-out loss above the original model's as the layer is trained{_more(results)}; bands: all seeds. Dotted: "
+                "the original.",
             ),
             Picture(
                 HERE / "figures" / f"{name}-usage.png",
-                "At what share of the training tokens each unit is active after training, mean over seeds. Dotted: the target.",
+                "At what share of the training tokens each unit is active after training, with as many winners as in it, mean "
+                "over seeds. Dotted: the target.",
             ),
         ),
         (arms_table(results),),
@@ -53,7 +55,28 @@ def section(results: Results, name: str) -> Section:
 
 def _found(results: Results, place: str) -> str:
     costs = ", ".join(f"{arm} {shown(results.cost(place, arm))}" for arm in results.arms)
-    return f"{PLACE_NAMES[place].capitalize()}: loss above the original's, nats a token: {costs}."
+    used = ", ".join(
+        f"{arm} {results.mean(place, arm, 'dead'):.1%} and {results.mean(place, arm, 'entropy'):.2f}"
+        for arm in results.arms
+    )
+    more = "".join(
+        f" With more winners at inference {arm} is {shown(results.cost(place, arm, AT_INFERENCE))}."
+        for arm in results.arms
+        if results.raises_k(arm)
+    )
+    return (
+        f"{PLACE_NAMES[place].capitalize()}: loss above the original's, nats a token: {costs}.{more} "
+        f"Dead units and duty-cycle entropy: {used}."
+    )
+
+
+def _more(results: Results) -> str:
+    """What to say of arms with more winners at inference, where their losses are those."""
+    factors = {
+        arm: results.head["config"]["arms"][arm]["inference_factor"] for arm in results.arms if results.raises_k(arm)
+    }
+    arms = [f"{arm} with {factor:g} times the winners" for arm, factor in factors.items()]
+    return f" ({', '.join(arms)}, as at inference)" if arms else ""
 
 
 def arms_table(results: Results) -> Table:
@@ -71,7 +94,7 @@ def arms_table(results: Results) -> Table:
                     shown(results.cost(place, arm)),
                     f"{min(costs):+.3f} to {max(costs):+.3f}",
                     "-" if arm == BASE else shown(results.against(place, arm, BASE)),
-                    shown(results.cost_k(place, arm)) if results.raises_k(arm) else "-",
+                    shown(results.cost(place, arm, AT_INFERENCE)) if results.raises_k(arm) else "-",
                     *(_usage(results, place, arm, name, shape) for name, shape in _USAGE),
                     quartiles(results.simple(place, arm)),
                 )
@@ -90,7 +113,7 @@ def arms_table(results: Results) -> Table:
             "loss above the original's [95%]",
             "by seed",
             f"above {BASE} [95%]",
-            "with k at inference [95%]",
+            "with more winners at inference [95%]",
             "units active",
             "duty-cycle entropy",
             "dead units",
@@ -99,16 +122,16 @@ def arms_table(results: Results) -> Table:
         tuple(rows),
         f"After some {tokens:,} tokens; losses in nats a held-out token, mean over seeds. The original: "
         f"{results.original:.3f}, {results.head['original']['parameters']:,} parameters in its last MLP{without}. "
-        "Usage is with as many winners as in training, in brackets with those of inference. Simple: the share of a unit's "
-        "variance that rules of the token, the one before it and the topic predict (docs/neurons.md), winners as trained; of "
+        "All but that column are with as many winners as in training; usage in brackets with those of inference. Simple: the "
+        "share of a unit's variance that rules of the token, the one before it and the topic predict (docs/neurons.md); of "
         f"the last MLP's own neurons {quartiles(np.array(results.head['original']['simple']))}.",
     )
 
 
 def _usage(results: Results, place: str, arm: str, name: str, shape: str) -> str:
     """With as many winners as in training; where more win at inference, with those in brackets."""
-    own = f"{results.mean(place, arm, name, AT_K):{shape}}"
-    return f"{own} ({results.mean(place, arm, name):{shape}})" if results.raises_k(arm) else own
+    own = f"{results.mean(place, arm, name):{shape}}"
+    return f"{own} ({results.mean(place, arm, name, AT_INFERENCE):{shape}})" if results.raises_k(arm) else own
 
 
 def shown(interval: Interval) -> str:

@@ -3,7 +3,8 @@
     python -m experiments.sparse.run --model smollm2 --size cpu
     python -m experiments.sparse.run --model gpt2-xl --size full --place replace    # on a GPU, from the hub
 
-Everything but the layer is frozen. Checkpoints and the trained layers are kept in the cache: a run that was stopped goes on.
+Everything but the layer is frozen. Checkpoints and the trained layers are kept in the cache: a run that was stopped goes on,
+and one of both places, which is what is drawn, goes on from runs of one.
 """
 
 from __future__ import annotations
@@ -51,12 +52,16 @@ SEED = 0  # of the intervals
 @click.option("--size", type=click.Choice(["small", "cpu", "full"]), default="small", show_default=True)
 @click.option("--place", type=click.Choice([*PLACES, "both"]), default="both", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="[default: results/MODEL-SIZE.jsonl beside this file]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="[default: results/MODEL-SIZE.jsonl beside this file, of one place MODEL-SIZE-PLACE.jsonl]",
+)
 @click.option("--device", help="As torch names it. [default: the GPU where there is one]")
 def main(model: str, size: str, place: str, data: Path, out: Path | None, device: str | None) -> None:
     config = yaml.safe_load((HERE / "config.yaml").read_text())[size]
     name = Path(model).name
-    out = out or HERE / "results" / f"{name}-{size}.jsonl"
+    out = out or HERE / "results" / f"{name}-{size}{'' if place == 'both' else f'-{place}'}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     places = PLACES if place == "both" else tuple(one for one in PLACES if one == place)

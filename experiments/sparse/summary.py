@@ -1,5 +1,6 @@
 """What sparse layers cost, and how evenly their units are used; from a stored file only. Intervals (95%) are of a bootstrap
-over held-out documents, paired; seeds are averaged first, and held as they are."""
+over held-out documents, paired; seeds are averaged first, and held as they are. Arms are compared with as many winners as in
+training, in which they are alike; where more win at inference, what that does is told apart."""
 
 from __future__ import annotations
 
@@ -45,25 +46,22 @@ class Results(Stored):
         """Loss of the untouched model, nats a held-out token."""
         return float(np.average(self._untouched, weights=self._tokens))
 
-    def cost(self, place: str, arm: str) -> Interval:
+    def cost(self, place: str, arm: str, winners: str = AT_K) -> Interval:
         """Loss above the original model's, nats a held-out token; a mean over seeds."""
-        return self._interval(self._losses(place, arm) - self._untouched)
-
-    def cost_k(self, place: str, arm: str) -> Interval:
-        """As ``cost``, with no more winners at inference than in training."""
-        return self._interval(self.mean(place, arm, "losses", AT_K) - self._untouched)
+        return self._interval(self.mean(place, arm, "losses", winners) - self._untouched)
 
     def against(self, place: str, arm: str, other: str) -> Interval:
         """Loss of an arm above that of another."""
-        return self._interval(self._losses(place, arm) - self._losses(place, other))
+        return self._interval(self.mean(place, arm, "losses") - self.mean(place, other, "losses"))
 
     def costs(self, place: str, arm: str) -> list[float]:
         """As ``cost``, by seed."""
-        changes = [np.array(record[AT_INFERENCE]["losses"]) - self._untouched for record in self.of(place, arm)]
+        changes = [np.array(record[AT_K]["losses"]) - self._untouched for record in self.of(place, arm)]
         return [float(np.average(change, weights=self._tokens)) for change in changes]
 
     def curve(self, place: str, arm: str) -> tuple[FloatArray, FloatArray]:
-        """``[points]`` tokens, mean over seeds, and ``[seeds, points]`` loss above the original model's on held-out text."""
+        """``[points]`` tokens, mean over seeds, and ``[seeds, points]`` loss above the original model's on held-out text, with
+        the winners of inference."""
         curves = [record["curve"] for record in self.of(place, arm)]
         tokens = np.array([[point["tokens"] for point in curve] for curve in curves])
         held_out = np.array([[point["held_out"] for point in curve] for curve in curves])
@@ -73,8 +71,8 @@ class Results(Stored):
         """Of units of all seeds, the shares of their variance that simple rules predict."""
         return np.concatenate([record["simple"] for record in self.of(place, arm)])
 
-    def mean(self, place: str, arm: str, name: str, winners: str = AT_INFERENCE) -> Any:
-        """Of a number, or of a list of them, over seeds; with the winners of inference, or as many as in training."""
+    def mean(self, place: str, arm: str, name: str, winners: str = AT_K) -> Any:
+        """Of a number, or of a list of them, over seeds; with as many winners as in training, or those of inference."""
         return np.mean([record[winners][name] for record in self.of(place, arm)], axis=0)
 
     @property
@@ -84,11 +82,6 @@ class Results(Stored):
     @property
     def _tokens(self) -> FloatArray:
         return np.array(self.head["original"]["tokens"], dtype=np.float64)
-
-    def _losses(self, place: str, arm: str) -> FloatArray:
-        """``[documents]``, mean over seeds."""
-        losses: FloatArray = self.mean(place, arm, "losses")
-        return losses
 
     def _interval(self, change: FloatArray) -> Interval:
         """Of a change by document, a mean over tokens."""

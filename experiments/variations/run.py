@@ -55,16 +55,10 @@ def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Pat
     chosen = selection(prompts, config)
     semivalues = sorted({arm.semivalue for arm in arms_of(config).values()})
     scores = {semivalue: scored(lm, chosen, config["budget"], semivalue) for semivalue in semivalues}
-    watched = watched_of(prompts, config)
+    watched = prompts.watched(config)
     head = {"seed": SEED, "watched": [prompt.topic for prompt in watched]}
     records = list(measure(lm, chosen, watched, {name: ScoreFile(path) for name, path in scores.items()}, config))
     return Measured(records, head, {f"scores, {semivalue}": path for semivalue, path in scores.items()})
-
-
-def watched_of(prompts: Texts, config: Mapping[str, Any]) -> list[Prompt]:
-    """Some held-out prompts of each topic, and plain text."""
-    own = [p for topic in config["topics"] for p in prompts.other_keywords[topic].first(config["watched"]).prompts]
-    return [*own, *prompts.plain.first(config["plain"]).prompts]
 
 
 def measure(

@@ -78,7 +78,7 @@ def record(
         "model": describe(lm),
         "site": every.site,
         "noun": every.noun,
-        "scores": None if scores is None else {"file": scores.path.name, "topics": scores.topics},
+        "scores": None if scores is None else _head(scores),
         "text": {
             "passages": len(passages.ids),
             "tokens": len(seen.tokens),
@@ -88,6 +88,11 @@ def record(
         "seed": _SEED,
         "players": cards,
     }
+
+
+def _head(scores: ScoreFile) -> dict[str, Any]:
+    semivalues = {scores.attrs(topic)["semivalue"] for topic in scores.topics}
+    return {"file": scores.path.name, "topics": scores.topics, "semivalue": ", ".join(sorted(semivalues))}
 
 
 def _check_site(scores: ScoreFile, every: Players) -> None:

@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from shapley.errors import ShapleyError
 from shapley.files import atomic_path
-from shapley.sparse.insert import Place
+from shapley.sparse.insert import PLACES, Place
 from shapley.sparse.layer import LayerSpec, SparseLayer
 
 _FORMAT = "neuron-shapley-sparse-layer"
@@ -60,13 +60,17 @@ def load_layer(path: Path) -> KeptLayer:
     Raises:
         ShapleyError: no such file, or of something else.
     """
+    other = f"{path} holds no sparse layer of this version"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT or "place" not in metadata:
-                raise ShapleyError(f"{path} holds no sparse layer of this version")
+            if metadata.get("format") != _FORMAT or metadata.get("place") not in PLACES:
+                raise ShapleyError(other)
+            place, model = cast(Place, metadata["place"]), json.loads(metadata["model"])
             layer = SparseLayer(LayerSpec(**json.loads(metadata["spec"])))
             layer.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ShapleyError(f"cannot read the sparse layer {path}: {error}") from error
-    return KeptLayer(layer.eval(), metadata["place"], json.loads(metadata["model"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of metadata, or of tensors of other shapes
+        raise ShapleyError(other) from error
+    return KeptLayer(layer.eval(), place, model)
