@@ -44,7 +44,7 @@ def sections() -> list[Section]:
 def section(results: Results, name: str) -> Section:
     pictures = {
         "concentration": "What the best players hold, of the most that any number of the best hold; ranked by one estimate of "
-        "the scores and summed over another one.",
+        "the scores and summed over another one; topics in which the two do not agree are left out.",
         "selectivity": "What each basis's clusters take from their topic and from others, and the difference, with 95% "
         "intervals over prompts.",
     }

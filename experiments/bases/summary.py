@@ -112,11 +112,12 @@ class Results(Stored):
         return sum(sum(record["refined"]) for record in self.records if record["what"] == CONCENTRATION)
 
     def curve(self, basis: str) -> tuple[FloatArray, FloatArray]:
-        """Shares of all players, best first, and the share of the peak that so many hold: the mean over topics and seeds."""
-        found = self._found(basis, CONCENTRATION)
-        return np.array(found[0]["players"]) / self.n_players(basis), np.mean(
-            [record["share"] for record in found], axis=0
-        )
+        """Shares of all players, best first, and the share of the peak that so many hold: the mean over topics and seeds, where
+        the two estimates agree."""
+        found = [record for record in self._found(basis, CONCENTRATION) if record["half"] is not None]
+        players = np.array(self._found(basis, CONCENTRATION)[0]["players"])
+        shares = [record["share"] for record in found] or [np.full(len(players), np.nan)]
+        return players / self.n_players(basis), np.mean(shares, axis=0)
 
     def specific(self, basis: str, fraction: float) -> Specific:
         """What a basis's clusters of a size do."""
