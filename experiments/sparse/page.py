@@ -65,7 +65,7 @@ def _found(results: Results, place: str) -> str:
         if results.raises_k(arm)
     )
     return (
-        f"{PLACE_NAMES[place].capitalize()}: loss above the original's, nats a token: {costs}.{more} "
+        f"{PLACE_NAMES[place][0].upper()}{PLACE_NAMES[place][1:]}: loss above the original's, nats a token: {costs}.{more} "
         f"Dead units and duty-cycle entropy: {used}."
     )
 
@@ -122,7 +122,7 @@ def arms_table(results: Results) -> Table:
         tuple(rows),
         f"After some {tokens:,} tokens; losses in nats a held-out token, mean over seeds. The original: "
         f"{results.original:.3f}, {results.head['original']['parameters']:,} parameters in its last MLP{without}. "
-        "All but that column are with as many winners as in training; usage in brackets with those of inference. Simple: the "
+        "All is with as many winners as in training, but for the column that says so and usage in brackets. Simple: the "
         "share of a unit's variance that rules of the token, the one before it and the topic predict (docs/neurons.md); of "
         f"the last MLP's own neurons {quartiles(np.array(results.head['original']['simple']))}.",
     )
