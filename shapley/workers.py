@@ -285,7 +285,7 @@ def _settle(bench: Bench) -> str:
     """Make this process a worker of the bench; returns its device."""
     if os.getpid() != bench.parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_die_with, args=(bench.parent, bench.folder), daemon=True).start()
+        follow(bench.parent, bench.folder)
         torch.set_num_threads(bench.threads)
     return bench.devices[_place(bench).place]
 
@@ -327,9 +327,21 @@ def _deaf_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
-def _die_with(parent: int, folder: Path) -> None:
-    """End this process when its parent is gone, however it went, and leave nothing of the pool."""
+@lru_cache(maxsize=None)
+def follow(parent: int, folder: Path | None = None) -> None:
+    """From now on, end this process when its parent is gone, however it went.
+
+    Args:
+        parent: its number; this process itself follows nobody.
+        folder: to be left behind by nobody.
+    """
+    if os.getpid() != parent:
+        threading.Thread(target=_die_with, args=(parent, folder), daemon=True).start()
+
+
+def _die_with(parent: int, folder: Path | None) -> None:
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from experiments.bases.summary import Results
 from experiments.lab import commands
 from experiments.lab.results import store
 from shapley.errors import ShapleyError
+from shapley.files import write_text
 from shapley.hf.load import load_model
 from shapley.store import ScoreFile
 from tests.test_experiments_variations import tiny_texts
@@ -175,6 +180,38 @@ def test_a_process_that_was_killed_is_told_in_a_line(monkeypatch, folder, own_ca
     lm = load_model(str(folder / "model"), device="cpu")
     with pytest.raises(ShapleyError, match="a process was killed: run the command again"):
         run_module.work(lm, tiny_texts(lm), config, folder)
+
+
+def test_processes_go_with_their_parent(monkeypatch, folder, own_cache):
+    """Else a run that was killed would go on beside the next one, and write what that one writes."""
+    path = folder / "child"
+    script = f"""
+import os, time
+from joblib import Parallel, delayed
+from tests.test_experiments_bases import followed
+Parallel(n_jobs=2)(delayed(followed)(os.getpid(), {str(path)!r}) for _ in range(2))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1]) as parent:
+        while not path.exists():
+            time.sleep(0.1)
+        parent.kill()
+    child = int(path.read_text())
+    while alive(child):
+        time.sleep(0.1)
+
+
+def followed(parent, path):
+    """In a process of the script's: a basis that takes long."""
+    run_module.load = lambda *arguments: (write_text(Path(path), str(os.getpid())), time.sleep(600))
+    run_module.of_basis(parent, "m", "cpu", "identity", 0, {}, [], {"steps": 0}, Path())
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return "zombie" not in Path(f"/proc/{process}/status").read_text()
 
 
 def killed(*arguments):

@@ -10,6 +10,7 @@ contrast of the first. Scores, rankings, rows and the learned basis are kept in 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -41,6 +42,7 @@ from shapley.prompts import Prompt, TopicPrompts
 from shapley.selectors.base import Evidence
 from shapley.store import ScoreFile
 from shapley.types import Site
+from shapley.workers import follow
 
 IDENTITY, RANDOM, PCA, LEARNED = ("identity", "random", "pca", "learned")
 STREAM, STREAM_RANDOM, STREAM_PCA = OF_STREAM = ("stream", "stream-random", "stream-pca")
@@ -61,7 +63,9 @@ def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Pat
     parallel = Parallel(n_jobs=config["processes"], backend="loky", batch_size=1)  # loky divides the cores' threads
     measure = delayed(of_basis)
     try:
-        found = parallel(measure(lm.name, str(lm.device), *job, chosen, watched, config, data) for job in jobs)
+        found = parallel(
+            measure(os.getpid(), lm.name, str(lm.device), *job, chosen, watched, config, data) for job in jobs
+        )
     except BrokenProcessPool as error:
         raise ShapleyError("a process was killed: run the command again, which goes on from what is kept") from error
     records = [record for own, _ in found for record in own]
@@ -71,6 +75,7 @@ def work(lm: LanguageModel, prompts: Texts, config: Mapping[str, Any], data: Pat
 
 
 def of_basis(
+    parent: int,
     model: str,
     device: str,
     basis: str,
@@ -80,7 +85,8 @@ def of_basis(
     config: Mapping[str, Any],
     data: Path,
 ) -> tuple[list[dict[str, Any]], dict[str, Path]]:
-    """The records of a basis, and the files of its scores."""
+    """The records of a basis, and the files of its scores; in a process of its own, which goes with its parent."""
+    follow(parent)
     say(f"{model}: the basis {basis} {seed}")
     lm, site = in_basis(load(model, device), basis, seed, config["steps"])
     corpus = read_corpus(str(data / "dbpedia14" / "passages.csv"))
