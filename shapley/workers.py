@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +327,7 @@ def _deaf_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
-@lru_cache(maxsize=None)
+@cache
 def follow(parent: int, folder: Path | None = None) -> None:
     """From now on, end this process when its parent is gone, however it went.
 

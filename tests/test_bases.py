@@ -229,13 +229,13 @@ def test_principal_axes_are_computed_once(monkeypatch, folder):
 @pytest.mark.parametrize(
     ("vectors", "said"),
     [
-        (None, "no basis in"),
+        (None, "b.safetensors (no such file): expected a safetensors file with 'vectors'"),
         (torch.eye(24).expand(2, 24, 24), r"has the shape [2, 24, 24], the model needs [3, 24, 24]"),
         (
             torch.eye(24).expand(3, 24, 24) * torch.tensor([1.0, 1.1, 1.0])[:, None, None],
             "is not orthogonal: in layer 1",
         ),
-        (torch.full((3, 24, 24), torch.nan), "is not orthogonal: in layer 0"),
+        (torch.full((3, 24, 24), torch.nan), "holds numbers that are not finite: make the file anew"),
         (torch.eye(24).expand(3, 24, 24) + 1e-3, "is not orthogonal: in layer 0"),  # by little in each entry
     ],
 )

@@ -15,6 +15,7 @@ from shapley.cli.options import optional_model_options, parse_memory
 from shapley.clusters import DEFAULT_GUARD, Cluster, Ranking, select
 from shapley.errors import ShapleyError, unknown_name
 from shapley.files import check_output
+from shapley.progress import say
 from shapley.prompts import read_prompts
 from shapley.selectors import NAMES, selector
 from shapley.selectors.base import Evidence, Selector
@@ -181,6 +182,11 @@ def _choose(chosen: Selector, evidence: Evidence, topic: str, others: Sequence[s
     neurons = np.array(select(first, **rule))  # of groups, all their neurons, while choose_guard counts groups
     k = len(neurons) if first.group is None else len(np.unique(first.group[neurons[:, 0], neurons[:, 1]]))
     prompts = {name: evidence.prompts_of(name) for name in (topic, *others)}
+    rows, guards = (
+        (1 + len(GUARDS)) * sum(len(own.prompts) for own in prompts.values()),
+        ", ".join(f"{x:g}" for x in GUARDS),
+    )
+    say(f"{topic}: trying the guards {guards} on {len(prompts)} topics, {rows} forward rows")
     return choose_guard(evidence.lm, prompts, topic, rankings, k, site=site, memory=evidence.memory)
 
 

@@ -131,8 +131,9 @@ def load_vectors(path: Path) -> Tensor:
     try:
         return load_file(path)["vectors"].float()
     except (OSError, SafetensorError, KeyError) as error:
+        missing = "" if path.exists() else " (no such file)"
         raise ShapleyError(
-            f"no basis in {path}: expected a safetensors file with 'vectors', [n_layers, d_mlp, d_mlp], "
+            f"no basis in {path}{missing}: expected a safetensors file with 'vectors', [n_layers, d_mlp, d_mlp], "
             "or [d_model, d_model] of the residual stream"
         ) from error
 
@@ -156,9 +157,11 @@ def reference_activations(
 def _checked(basis: str, vectors: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(vectors.shape) != shape:
         raise ShapleyError(f"the basis {basis} has the shape {list(vectors.shape)}, the model needs {list(shape)}")
+    if not vectors.isfinite().all():
+        raise ShapleyError(f"the basis {basis} holds numbers that are not finite: make the file anew")
     wide = vectors.double()
     off = _spectral_norm(wide.mT @ wide - torch.eye(shape[-1], dtype=torch.float64)).reshape(-1)
-    worst = int(torch.nan_to_num(off, nan=torch.inf).argmax())
+    worst = int(off.argmax())
     if not off[worst] <= _OFF:
         where = f"in layer {worst} " if len(shape) > 2 else ""
         raise ShapleyError(
