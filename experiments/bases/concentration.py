@@ -23,7 +23,8 @@ _LEAST_AGREEMENT = 0.1  # a correlation; below it the order of players is noise
 def concentration(one: FloatArray, other: FloatArray) -> dict[str, Any]:
     """Of two estimates ``[players]``; ``half`` and ``gini`` are ``None`` where the two hardly agree, or nothing is held.
 
-    ``n_players``    ``total``     what all scores sum to, nats
+    ``n_players`` of all layers
+    ``total``     what all scores sum to, nats
     ``peak``      the most that any number of the best hold, nats
     ``half``      the least number of players, best first, that hold half of the peak
     ``gini``      of absolute scores
@@ -55,8 +56,8 @@ def half(share: FloatArray) -> int:
 
 def gini(ranks: FloatArray, summed: FloatArray) -> float:
     """1 - 2 x the area under the Lorenz curve, of players by ``|ranks|``, smallest first, that hold ``summed`` with the sign of
-    ``ranks``. With ``ranks`` for ``summed``, the Gini coefficient of the absolute scores. NaN where they
-    hold nothing together."""
+    ``ranks``. With ``ranks`` for ``summed``, the Gini coefficient of the absolute scores. NaN where all together hold
+    nothing."""
     order = np.argsort(np.abs(ranks), kind="stable")
     held = np.cumsum((np.sign(ranks) * summed)[order])
     if held[-1] <= 0:

@@ -44,7 +44,7 @@ from shapley.store import ScoreFile
 from shapley.types import Site
 from shapley.workers import follow
 
-IDENTITY, RANDOM, PCA, LEARNED = ("identity", "random", "pca", "learned")
+IDENTITY, RANDOM, PCA, LEARNED = "identity", "random", "pca", "learned"
 STREAM, STREAM_RANDOM, STREAM_PCA = OF_STREAM = ("stream", "stream-random", "stream-pca")
 BASES = (IDENTITY, RANDOM, PCA, LEARNED, *OF_STREAM)
 STANDARD = {basis: STREAM if basis in OF_STREAM else IDENTITY for basis in BASES}  # the basis of its site's own columns
@@ -85,7 +85,7 @@ def of_basis(
     config: Mapping[str, Any],
     data: Path,
 ) -> tuple[list[dict[str, Any]], dict[str, Path]]:
-    """The records of a basis, and the files of its scores; in a process of its own, which goes with its parent."""
+    """The records of a basis, and the files of its scores; a process of its own goes with its parent."""
     follow(parent)
     say(f"{model}: the basis {basis} {seed}")
     lm, site = in_basis(load(model, device), basis, seed, config["steps"])
@@ -105,10 +105,12 @@ def in_basis(lm: LanguageModel, basis: str, seed: int, steps: int) -> tuple[Lang
     site: Site = "mlp_out" if basis in OF_STREAM else "mlp_hidden"
     if basis in (IDENTITY, STREAM):
         return lm, site
-    kind = basis.removeprefix(f"{STREAM}-")
-    named = {RANDOM: f"{RANDOM}:{seed}", PCA: PCA, LEARNED: ""}[kind] or str(learned(lm, steps))
-    prefix = RESIDUAL if basis in OF_STREAM else ""
-    turned = load_model(f"{source(lm.name)}@{prefix}{named}", device=str(lm.device))
+    if basis == LEARNED:
+        named = str(learned(lm, steps))
+    else:
+        kind = f"{RANDOM}:{seed}" if basis in DRAWN else PCA
+        named = f"{RESIDUAL}{kind}" if basis in OF_STREAM else kind
+    turned = load_model(f"{source(lm.name)}@{named}", device=str(lm.device))
     turned.name = f"{lm.name}@{basis}-{steps if basis == LEARNED else seed}"
     return turned, site
 

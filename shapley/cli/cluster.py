@@ -182,10 +182,8 @@ def _choose(chosen: Selector, evidence: Evidence, topic: str, others: Sequence[s
     neurons = np.array(select(first, **rule))  # of groups, all their neurons, while choose_guard counts groups
     k = len(neurons) if first.group is None else len(np.unique(first.group[neurons[:, 0], neurons[:, 1]]))
     prompts = {name: evidence.prompts_of(name) for name in (topic, *others)}
-    rows, guards = (
-        (1 + len(GUARDS)) * sum(len(own.prompts) for own in prompts.values()),
-        ", ".join(f"{x:g}" for x in GUARDS),
-    )
+    rows = (1 + len(GUARDS)) * sum(len(own.prompts) for own in prompts.values())
+    guards = ", ".join(f"{guard:g}" for guard in GUARDS)
     say(f"{topic}: trying the guards {guards} on {len(prompts)} topics, {rows} forward rows")
     return choose_guard(evidence.lm, prompts, topic, rankings, k, site=site, memory=evidence.memory)
 

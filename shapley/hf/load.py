@@ -196,8 +196,8 @@ def _rotate(model: Any, tokenizer: Any, basis: str) -> str:
 
 
 def _principal_axes(model: Any, sites: ModelSites, tokenizer: Any, basis: str, before: str) -> Path:
-    """The file of the principal axes, in the cache, of the model with the fingerprint ``before``: computed
-    once, since another device or number of threads would round otherwise, and choose other axes of what hardly varies."""
+    """The file of the principal axes, in the cache, of the model with the fingerprint ``before``: computed once, since another
+    device or number of threads would round otherwise, and choose other axes of what hardly varies."""
     path = cache_directory("bases") / f"{before}-{basis.replace(':', '-')}.safetensors"
     with FileLock(f"{path}.lock"):
         if not path.exists():
