@@ -143,14 +143,16 @@ def measured(
     done = train(layer, place, text, held_out, plan, folder / f"{name}.checkpoint", label=label)
     kept = folder / f"{name}.safetensors"
     save_layer(kept, layer, place, describe(text.lm))
-    at_inference = used(layer, place, text, held_out)
-    layer.winners.inference_factor = 1.0  # as many winners as in training, in which arms are alike
+    at_k = at_inference = used(layer, place, text, held_out)
+    if spec.inference_factor != 1:  # as many winners as in training, in which arms are alike
+        layer.winners.inference_factor = 1.0
+        at_k = used(layer, place, text, held_out)
     return {
         "curve": [asdict(point) for point in done.curve],
         "units": spec.units,
         "parameters": layer.parameter_count,
         "at_inference": at_inference,
-        "at_k": used(layer, place, text, held_out),
+        "at_k": at_k,
         "simple": of_layer(layer, place, text, topics),
         "seconds": round(done.seconds),
         "layer": f"{folder.name}/{kept.name}",

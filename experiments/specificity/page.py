@@ -196,7 +196,7 @@ def _caveats(results: Results) -> tuple[str, ...]:
     [draws] = [_draws(own) for own in results.against_random() if own.selector == OURS]
     few = ", ".join(f"{watched.count(topic)} of {topic}" for topic in (*results.topics, "plain"))
     return (
-        f"{results.head['seconds']} s on {results.head['hardware']}, from what was kept of earlier runs; prompts "
+        f"{results.head['seconds']} s on {results.head['hardware']}, less what was kept of earlier runs; prompts "
         f"watched: {few}. Intervals are over these few prompts; topics and clusters are held as they are.",
         f"Scores of {config['budget']} forward rows a topic (two-stage, {results.head['semivalue']}), one seed.",
         "Only prompts are kept whose keyword the untouched model gives at least one chance in a hundred: a keyword that "
