@@ -33,10 +33,15 @@ from experiments.lab import provenance
 from experiments.lab import texts as texts_module
 from experiments.lab.figures import drawn_from, save
 from experiments.lab.measure import Ward
+from experiments.lab.scores import SEED, SEMIVALUE, scored
 from experiments.lab.tables import between, put_between
 from experiments.lab.toxicity import Toxicity
 from shapley.errors import ShapleyError
-from shapley.prompts import Prompt
+from shapley.estimators.registry import Plan
+from shapley.impairment import Impairment
+from shapley.prompts import Prompt, TopicPrompts
+from shapley.runs import estimate
+from shapley.store import ScoreFile
 from tests.tiny import tiny_lm
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +101,31 @@ def test_generated_parts():
     assert text == "a\n<!-- x -->\nnew\n<!-- end x -->\nb" and between(text, "x") == "new"
     with pytest.raises(ShapleyError, match="no lines"):
         put_between(text, "y", "new")
+
+
+def test_a_topic_is_scored_once_whichever_others_it_comes_with(monkeypatch, tmp_path, own_cache):
+    lm = tiny_lm("llama")
+    x, y, z, other = (
+        TopicPrompts(
+            topic, (Prompt(topic, f"the {word} won the", " race"), Prompt(topic, f"her {word} sold a", " song"))
+        )
+        for topic, word in zip("xyzy", ("player", "band", "team", "store"), strict=True)
+    )
+    asked = []
+
+    def recorded(lm, topics, *args, **kwargs):
+        asked.extend(topics)
+        return estimate(lm, topics, *args, **kwargs)
+
+    monkeypatch.setattr("experiments.lab.scores.estimate", recorded)
+    one, two = (ScoreFile(scored(lm, chosen, 192)) for chosen in ({"x": x, "y": y}, {"y": y, "z": z}))
+    assert asked == ["x", "y", "z"] and one.topics == ["x", "y"] and two.topics == ["y", "z"]
+    plan = Plan(estimator="two-stage", semivalue=SEMIVALUE, budget=192, seed=SEED)
+    together = estimate(lm, {"x": x, "y": y, "z": z}, tmp_path / "all.h5", plan=plan, impairment=Impairment("zero"))
+    for found, topic in ((one, "x"), (one, "y"), (two, "y"), (two, "z")):
+        assert np.array_equal(found[topic].score, together[topic].score)
+    changed = ScoreFile(scored(lm, {"x": x, "y": other}, 192))
+    assert asked == ["x", "y", "z", "y"] and not np.array_equal(changed["y"].score, one["y"].score)
 
 
 def test_drops_are_those_of_edited_weights(monkeypatch, tmp_path):

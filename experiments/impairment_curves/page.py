@@ -94,7 +94,7 @@ def _caveats(results: Results) -> tuple[str, ...]:
     head, config = results.head, results.head["config"]
     return (
         f"{head['seconds']} s on {head['hardware']}; {config['prompts']} prompts a topic at most, "
-        f"{config['seeds']} noise draw, {config['random']} random cluster beside each; "
+        f"{config['seeds']} noise draw{'s' * (config['seeds'] > 1)}, {config['random']} random cluster beside each; "
         f"scores of {config['budget']} forward rows a topic.",
         "A monotone fit asks for order only, and explains a part of pure noise too, the more, the fewer the strengths.",
         "Before and after the MLP a cluster is impaired in residual dimensions, its footprint: all that they carry.",

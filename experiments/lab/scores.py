@@ -9,9 +9,9 @@ from shapley.estimators.registry import Plan
 from shapley.files import cache_directory, digest
 from shapley.hf.load import LanguageModel
 from shapley.impairment import Impairment
+from shapley.merge import merge_scores
 from shapley.prompts import TopicPrompts
 from shapley.runs import estimate
-from shapley.store import ScoreFile
 from shapley.types import Site
 
 SEMIVALUE = "beta(1,16)"
@@ -27,12 +27,21 @@ def scored(
     site: Site = "mlp_hidden",
     seed: int = SEED,
 ) -> Path:
-    """The score file of a semivalue, a budget (forward rows a topic) and the coalitions of a seed: the topics' scores are
-    estimated, or gone on with, where it does not hold them."""
-    key = digest(*(prompts.sha256.encode() for prompts in chosen.values()), str(seed).encode())[:12]
-    name = f"{lm.name}-{lm.fingerprint[:8]}-{site}-{semivalue}-{budget}-{key}.h5"
-    path = cache_directory("experiments", "scores") / name
-    if not (path.exists() and set(chosen) <= set(ScoreFile(path).topics)):
-        plan = Plan(estimator="two-stage", semivalue=semivalue, budget=budget, seed=seed)
-        estimate(lm, chosen, path, plan=plan, impairment=Impairment("zero", site=site), resume=True)
-    return path
+    """The score file of these topics, by a semivalue, with a budget (forward rows a topic) and the coalitions of a seed.
+
+    A topic is estimated once, or gone on with, whichever others it is asked for with.
+    """
+    kind = f"{lm.name}-{lm.fingerprint[:8]}-{site}-{semivalue}-{budget}-{seed}"
+    parts = []
+    for topic, prompts in chosen.items():
+        part = cache_directory("experiments", "scores", "topics") / f"{kind}-{topic}-{prompts.sha256[:12]}.h5"
+        if not part.exists():
+            plan = Plan(estimator="two-stage", semivalue=semivalue, budget=budget, seed=seed)
+            impairment = Impairment("zero", site=site)
+            estimate(lm, {topic: prompts}, part, plan=plan, impairment=impairment, resume=True)
+        parts.append(part)
+    key = digest(*(part.name.encode() for part in parts))[:12]
+    together = cache_directory("experiments", "scores") / f"{kind}-{key}.h5"
+    if not together.exists():
+        merge_scores(parts, together)
+    return together
