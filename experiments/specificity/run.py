@@ -106,7 +106,7 @@ def plan(lm: LanguageModel, evidence: Evidence, config: Mapping[str, Any]) -> It
         ranking, guard = ranked(lm, evidence, config, name, topic, others, k)
         neurons = select(ranking, top_k=k)
         primary = fraction == config["primary"]
-        for setting in SETTINGS if primary and name in config["same"] else SETTINGS[:1]:
+        for setting in SETTINGS if fraction in config["same"].get(name, ()) else SETTINGS[:1]:
             yield Task(name, topic, fraction, setting, 0, neurons, guard)
         if primary and name in config["null_draws"]:
             yield Task(name, topic, fraction, "null", 0, neurons, guard)
