@@ -48,7 +48,7 @@ def test_the_function_is_preserved_in_a_basis_of_the_stream(family):
     sites = find_sites(model)
     vectors = torch.linalg.qr(haar(16, 3, "stream").double())[0]
     turn_stream(model, sites, lambda: vectors)
-    assert (logits(model) - before).abs().max() < 1e-12
+    assert (logits(model) - before).abs().max() < 1e-13 * before.abs().max()
     assert sum(p.abs().sum() for p in find_sites(model).blocks[1].up[0].parameters()) > 0
 
 

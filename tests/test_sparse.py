@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -445,6 +446,18 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, rule, stop):
     assert torch.equal(again.down.weight, whole.down.weight)
 
 
+def test_a_gain_that_another_machine_measured_goes_on_with_the_checkpoints(tmp_path):
+    text, held_out = texts(tiny_lm("llama"))
+    one, other = (SparseLayer(LayerSpec(16, 20), gain=gain) for gain in (text.write, text.write * (1 + 1e-6)))
+    assert other.gain != one.gain
+    for layer in (one, other):
+        train(layer, "replace", text, held_out, PLAN, tmp_path / "checkpoint", show=False)
+    assert other.gain == one.gain and torch.equal(other.down.weight, one.down.weight)
+    with pytest.raises(ShapleyError, match="another training"):
+        twice = SparseLayer(LayerSpec(16, 20), gain=2 * text.write)
+        train(twice, "replace", text, held_out, PLAN, tmp_path / "checkpoint", show=False)
+
+
 def test_a_wrong_checkpoint_is_refused_in_a_line(tmp_path):
     lm = tiny_lm("gpt2")
     text, held_out = texts(lm)
@@ -563,4 +576,28 @@ def test_the_experiment_end_to_end(tmp_path):
         "above the original's" in section.answers[0]
         and "Dead units and duty-cycle entropy: dense " in section.answers[0]
     )
-    assert "(boosted with 1.5 times the winners, as at inference)" in section.pictures[0].caption
+    assert "(boosted with 1.5 times the winners, as at inference; crosses: with as" in section.pictures[0].caption
+
+
+def test_the_command_takes_any_model_and_one_place(monkeypatch, folder, own_cache):
+    """As gpt2-xl is asked for: a model that shapley takes by its name or folder, and not one of the experiments' own."""
+    words = list(word_tokenizer().get_vocab())[4:]
+    rng = np.random.default_rng(0)
+    (folder / "dbpedia14").mkdir()
+    rows = [f"a,{' '.join(rng.choice(words, 10))}" for _ in range(20)]
+    (folder / "dbpedia14" / "passages.csv").write_text("\n".join(["topic,text", *rows]) + "\n")
+    size = {
+        "train": 10, "held_out": 6, "max_tokens": 9, "seeds": [0],
+        "training": {"steps": 2, "documents": 3, "rate": 0.01, "warm_up": 1, "evaluate_every": 1},
+        "layer": {"density": 0.2, "weight_density": 0.5}, "arms": {"top-k": {}},
+    }  # fmt: skip
+    monkeypatch.setattr(run.yaml, "safe_load", lambda text: {"full": size})
+    arguments = ["--model", str(folder / "model"), "--size", "full", "--place", "replace", "--data", str(folder)]
+    for out in (folder / "one.jsonl", folder / "two.jsonl"):  # the second from what is kept
+        done = CliRunner().invoke(run.main, [*arguments, "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        assert "replace, top-k, seed 0 (1 of 1)" in done.output
+    one, two = Results.read(folder / "one.jsonl"), Results.read(folder / "two.jsonl")
+    assert one.records == two.records and [(own["place"], own["arm"]) for own in one.records] == [("replace", "top-k")]
+    missing = CliRunner().invoke(run.main, [*arguments, "--data", str(folder / "model")])
+    assert missing.exit_code == 2 and missing.output.count("\n") == 1 and "passages.csv" in missing.output

@@ -36,13 +36,18 @@ def tables(results: Results) -> str:
 
 
 def curves_figure(results: Results) -> Figure:
-    """Held-out loss against training tokens; a panel for each place."""
+    """Held-out loss against training tokens, with the winners of inference; a panel for each place. Where those are more than
+    in training, a cross is the loss with as many."""
     figure = Figure(figsize=(4.2 * len(results.places) + 0.4, 3.3), layout="constrained")
     panels = figure.subplots(1, len(results.places), squeeze=False)[0]
     for axes, place in zip(panels, results.places, strict=True):
         for arm, colour in zip(results.arms, cycle(COLOURS), strict=False):
             tokens, losses = results.curve(place, arm)
-            axes.plot(tokens, losses.mean(axis=0), "o-", color=colour, markersize=3, label=arm)
+            label = arm
+            if results.raises_k(arm):
+                label = f"{arm}, {results.factor(arm):g}k winners (x: k)"
+                axes.plot(tokens[-1], results.cost(place, arm).estimate, "x", color=colour, markersize=6)
+            axes.plot(tokens, losses.mean(axis=0), "o-", color=colour, markersize=3, label=label)
             axes.fill_between(tokens, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.2, linewidth=0)
         axes.axhline(0, color="#444444", linestyle=":", linewidth=1)
         axes.set_title(PLACE_NAMES[place], fontsize=10)

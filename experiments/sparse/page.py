@@ -12,7 +12,7 @@ from shapley.shape import Interval
 
 HERE = Path(__file__).parent
 PLACE_NAMES = {"replace": "in place of the last MLP", "add": "after the last block"}
-BASE = "dense"
+BASE, PLAIN_RULE = "dense", "top-k"  # which arms are held against
 _USAGE = (("density", ".1%"), ("entropy", ".2f"), ("dead", ".1%"))  # and how they are shown
 
 
@@ -46,6 +46,8 @@ def section(results: Results, name: str) -> Section:
             "seeds as they are.",
             "The layers saw few tokens, and the original's MLP was trained on a great many: the costs are of that training, "
             "not of sparsity alone. Compare arms with each other, at equal tokens.",
+            "One rate of learning, tuned for none of the arms, trains them all, and what an arm writes is scaled by its number "
+            "of winners: another rate may order them otherwise.",
             "How simple units are is of the text that was trained on (rules fitted to half of its documents, scored on the "
             "others), of some units drawn from those that are ever active.",
         ),
@@ -72,11 +74,9 @@ def _found(results: Results, place: str) -> str:
 
 def _more(results: Results) -> str:
     """What to say of arms with more winners at inference, where their losses are those."""
-    factors = {
-        arm: results.head["config"]["arms"][arm]["inference_factor"] for arm in results.arms if results.raises_k(arm)
-    }
-    arms = [f"{arm} with {factor:g} times the winners" for arm, factor in factors.items()]
-    return f" ({', '.join(arms)}, as at inference)" if arms else ""
+    raised = [arm for arm in results.arms if results.raises_k(arm)]
+    arms = [f"{arm} with {results.factor(arm):g} times the winners" for arm in raised]
+    return f" ({', '.join(arms)}, as at inference; crosses: with as many as in training)" if arms else ""
 
 
 def arms_table(results: Results) -> Table:
@@ -93,7 +93,7 @@ def arms_table(results: Results) -> Table:
                     f"{first['parameters']:,}",
                     shown(results.cost(place, arm)),
                     f"{min(costs):+.3f} to {max(costs):+.3f}",
-                    "-" if arm == BASE else shown(results.against(place, arm, BASE)),
+                    *(_against(results, place, arm, other) for other in (BASE, PLAIN_RULE)),
                     shown(results.cost(place, arm, AT_INFERENCE)) if results.raises_k(arm) else "-",
                     *(_usage(results, place, arm, name, shape) for name, shape in _USAGE),
                     quartiles(results.simple(place, arm)),
@@ -112,7 +112,7 @@ def arms_table(results: Results) -> Table:
             "parameters not zero",
             "loss above the original's [95%]",
             "by seed",
-            f"above {BASE} [95%]",
+            *(f"above {other} [95%]" for other in (BASE, PLAIN_RULE)),
             "with more winners at inference [95%]",
             "units active",
             "duty-cycle entropy",
@@ -132,6 +132,12 @@ def _usage(results: Results, place: str, arm: str, name: str, shape: str) -> str
     """With as many winners as in training; where more win at inference, with those in brackets."""
     own = f"{results.mean(place, arm, name):{shape}}"
     return f"{own} ({results.mean(place, arm, name, AT_INFERENCE):{shape}})" if results.raises_k(arm) else own
+
+
+def _against(results: Results, place: str, arm: str, other: str) -> str:
+    """What an arm costs above another, unless they are the same, or it is what that one is held against."""
+    compared = other in results.arms and arm not in (BASE, other)
+    return shown(results.against(place, arm, other)) if compared else "-"
 
 
 def shown(interval: Interval) -> str:

@@ -28,9 +28,13 @@ class Results(Stored):
     def arms(self) -> list[str]:
         return list(self.head["config"]["arms"])
 
+    def factor(self, arm: str) -> float:
+        """How many times as many units win at inference as in training."""
+        return float(self.head["config"]["arms"][arm].get("inference_factor", 1.0))
+
     def raises_k(self, arm: str) -> bool:
         """Whether more units win at inference than in training."""
-        return bool(self.head["config"]["arms"][arm].get("inference_factor", 1.0) > 1)
+        return self.factor(arm) > 1
 
     def of(self, place: str, arm: str) -> list[dict[str, Any]]:
         """By seed."""

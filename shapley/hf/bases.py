@@ -41,6 +41,7 @@ RESIDUAL, SPARSE = "residual:", "sparse:"
 _NAMED = re.compile(rf"(?:{RESIDUAL})?(?:identity|pca|random(?::\d{{1,9}})?)")
 _DRAWN = re.compile(r"random(?::\d{1,9})?")
 _OFF = 1e-2  # from orthogonality, in spectral norm: beyond what a file in bfloat16 explains
+_ROUNDING = 1e-4  # of float32
 _ROUNDS = 12  # of power iteration
 
 
@@ -52,8 +53,9 @@ def split_name(name: str) -> tuple[str, str | None]:
     return (model, basis) if at and model and known else (name, None)
 
 
-def vectors_of(basis: str, sites: ModelSites) -> Tensor:
-    """``[n_layers, d_mlp, d_mlp]`` float32, vectors in columns; of the residual stream ``[d_model, d_model]``.
+def basis_of(basis: str, sites: ModelSites) -> tuple[Tensor, str]:
+    """``[n_layers, d_mlp, d_mlp]`` float32, vectors in columns, of the residual stream ``[d_model, d_model]``; and what tells
+    the basis from others.
 
     Args:
         basis: its name; of ``pca``, the file that holds it.
@@ -61,33 +63,25 @@ def vectors_of(basis: str, sites: ModelSites) -> Tensor:
     Raises:
         ShapleyError: an unknown basis, or a file that holds none, or not of this size, or not orthogonal.
     """
-    if basis.startswith(RESIDUAL):
-        return _of_stream(basis, sites)
-    shape = (sites.n_layers, sites.d_mlp, sites.d_mlp)
-    if basis == "identity":
-        return torch.eye(sites.d_mlp).expand(shape).contiguous()
-    if _DRAWN.fullmatch(basis):
-        return torch.stack([haar(sites.d_mlp, _seed(basis), layer) for layer in range(sites.n_layers)])
-    return _checked(basis, load_vectors(Path(basis)), shape)
-
-
-def _of_stream(basis: str, sites: ModelSites) -> Tensor:
-    name, n = basis.removeprefix(RESIDUAL), sites.d_model
+    name, of_stream = basis.removeprefix(RESIDUAL), basis.startswith(RESIDUAL)
+    n = sites.d_model if of_stream else sites.d_mlp
+    shape = (n, n) if of_stream else (sites.n_layers, n, n)
     if name == "identity":
-        return torch.eye(n)
-    if _DRAWN.fullmatch(name):
-        return haar(n, _seed(name), "stream")
-    return _checked(basis, load_vectors(Path(name)), (n, n))
+        vectors = torch.eye(n).expand(shape).contiguous()
+    elif _DRAWN.fullmatch(name):
+        seed = int(name.partition(":")[2] or 0)
+        layers = range(sites.n_layers)
+        vectors = haar(n, seed, "stream") if of_stream else torch.stack([haar(n, seed, layer) for layer in layers])
+    else:
+        found = load_vectors(Path(name))
+        return _orthogonal(basis, found, shape), _key(found)
+    return vectors, _key(vectors)
 
 
-def basis_key(vectors: Tensor) -> str:
+def _key(vectors: Tensor) -> str:
     """What tells a basis from others: its vectors, in order, rounded to bfloat16 as weights are for a model's fingerprint."""
     bits = vectors.to(torch.bfloat16).view(torch.int16).numpy().tobytes()
     return hashlib.sha256(f"{tuple(vectors.shape)}".encode() + bits).hexdigest()
-
-
-def _seed(name: str) -> int:
-    return int(name.partition(":")[2] or 0)
 
 
 def haar(n: int, seed: int, layer: int | str) -> Tensor:
@@ -154,13 +148,15 @@ def reference_activations(
     return [torch.cat(own) for own in seen]
 
 
-def _checked(basis: str, vectors: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _orthogonal(basis: str, vectors: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The vectors; where they are off by more than float32 rounds, the orthogonal ones nearest to them, by the iteration of
+    Newton and Schulz (Higham 1986), which squares what they are off by."""
     if tuple(vectors.shape) != shape:
         raise ShapleyError(f"the basis {basis} has the shape {list(vectors.shape)}, the model needs {list(shape)}")
     if not vectors.isfinite().all():
         raise ShapleyError(f"the basis {basis} holds numbers that are not finite: make the file anew")
-    wide = vectors.double()
-    off = _spectral_norm(wide.mT @ wide - torch.eye(shape[-1], dtype=torch.float64)).reshape(-1)
+    wide, identity = vectors.double(), torch.eye(shape[-1], dtype=torch.float64)
+    off = _spectral_norm(wide.mT @ wide - identity).reshape(-1)
     worst = int(off.argmax())
     if not off[worst] <= _OFF:
         where = f"in layer {worst} " if len(shape) > 2 else ""
@@ -168,7 +164,11 @@ def _checked(basis: str, vectors: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"the basis {basis} is not orthogonal: {where}R^T R is off the identity by {off[worst]:.2g}; "
             "orthogonalise it, by a QR decomposition"
         )
-    return vectors
+    if off[worst] <= _ROUNDING:
+        return vectors
+    for _ in range(2):
+        wide = wide @ (1.5 * identity - 0.5 * wide.mT @ wide)
+    return wide.float()
 
 
 def _spectral_norm(symmetric: Tensor) -> Tensor:

@@ -25,13 +25,12 @@ from shapley.files import cache_directory
 from shapley.hf.bases import (
     RESIDUAL,
     SPARSE,
-    basis_key,
+    basis_of,
     principal,
     reference_activations,
     rotate,
     save_vectors,
     split_name,
-    vectors_of,
 )
 from shapley.hf.residual import turn_stream
 from shapley.hf.sites import ModelSites, find_sites
@@ -184,8 +183,8 @@ def _rotate(model: Any, tokenizer: Any, basis: str) -> str:
         where = basis
         if basis.endswith("pca"):
             where = basis.removesuffix("pca") + str(_principal_axes(model, sites, tokenizer, basis, before))
-        found = vectors_of(where, sites)
-        keys.append(basis_key(found))
+        found, key = basis_of(where, sites)
+        keys.append(key)
         return found
 
     if basis.startswith(RESIDUAL):

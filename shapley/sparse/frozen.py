@@ -30,7 +30,8 @@ class FrozenText:
     Attributes:
         ids, real: ``[documents, tokens]``, padded on the right.
         hidden: ``[documents, tokens, width]``, in memory: 4 bytes a number in float32.
-        write: size of what the last block's MLP adds to the residual stream.
+        write: size of what the last block's MLP adds to the residual stream: the median over tokens of the root mean square
+            over columns. The first tokens of texts are far larger than the others, hence no mean.
         digest: of the model and the documents.
     """
 
@@ -43,7 +44,7 @@ class FrozenText:
         self._last = lm.sites.n_layers - 1
         self._extras: dict[int, int | None] = {}
         self.hidden = torch.zeros(*self.ids.shape, lm.sites.d_model, dtype=lm.model.dtype)
-        written = []
+        sizes = []
         progress = Progress(len(self), f"{label or 'text'} of {lm.name}", "documents", show=show)
         by_length = self.real.sum(dim=1).argsort()
         for done, rows in enumerate(by_length.split(_ROWS), start=1):
@@ -58,10 +59,10 @@ class FrozenText:
                 self._run(rows, length)
             self.hidden[rows, :length] = entries.hidden[self._last].cpu()
             self._extras = entries.extras
-            written.append(seen[-1].view(*real.shape, -1).cpu()[real])
+            sizes.append(_sizes(seen[-1].view(*real.shape, -1)[real.to(seen[-1].device)]))
             progress.reach(min(done * _ROWS, len(self)))
         progress.close()
-        self.write = _typical_write(torch.cat(written))
+        self.write = float(torch.cat(sizes).median())
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -127,14 +128,9 @@ class FrozenText:
             yield
 
 
-def _typical_write(written: Tensor) -> float:
-    """The size of what an MLP adds to the residual stream: the median over tokens of the root mean square over columns. The
-    first tokens of texts are far larger than the others, hence no mean.
-
-    Args:
-        written: ``[tokens, width]``.
-    """
-    return float(written.float().square().mean(dim=-1).sqrt().median())
+def _sizes(written: Tensor) -> Tensor:
+    """``[tokens]``, of what an MLP adds to the residual stream, ``[tokens, width]``: the root mean square over columns."""
+    return written.float().square().mean(dim=-1).sqrt().cpu()
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from shapley.sparse.layer import SparseLayer
 
 _MOST_NORM = 1.0
 _WEIGHT_DECAY = 0.01
+_SAME_GAIN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,9 @@ def _held_out_loss(layer: SparseLayer, text: FrozenText) -> float:
 
 
 def _key(layer: SparseLayer, place: Place, text: FrozenText, held_out: FrozenText, plan: Training) -> str:
-    """Of all that decides what a step does."""
-    parts = (layer.spec, float(layer.gain), place, text.digest, held_out.digest, plan, text.lm.model.dtype)
+    """Of all that decides what a step does, but for the layer's gain: where that is measured on a text, its last digits are of
+    the machine."""
+    parts = (layer.spec, place, text.digest, held_out.digest, plan, text.lm.model.dtype)
     return digest(repr(parts).encode())
 
 
@@ -189,10 +191,10 @@ def _keep(path: Path, key: str, layer: SparseLayer, optimiser: torch.optim.Optim
 def _restore(path: Path, key: str, layer: SparseLayer, optimiser: torch.optim.Optimizer) -> Trained:
     try:
         kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found = kept["key"]
+        found, gain = kept["key"], float(kept["layer"]["gain"])
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise ShapleyError(f"the checkpoint {path} is damaged: remove it to train anew") from error
-    if found != key:
+    if found != key or not math.isclose(gain, layer.gain.item(), rel_tol=_SAME_GAIN):
         raise ShapleyError(f"the checkpoint {path} is of another training: name another file, or remove it")
     layer.load_state_dict(kept["layer"])
     optimiser.load_state_dict(kept["optimiser"])
