@@ -14,11 +14,13 @@ from experiments.ceiling import page as ceiling
 from experiments.fragility import page as fragility
 from experiments.harm import page as harm
 from experiments.impairment_curves import page as impairment_curves
-from experiments.lab.page import Section
+from experiments.impairment_curves import summary as impairment_curves_summary
+from experiments.lab.page import Section, stored
 from experiments.removal import page as removal
 from experiments.sandbagger import page as sandbagger
 from experiments.sparse import page as sparse
 from experiments.specificity import page as specificity
+from experiments.specificity import summary as specificity_summary
 from experiments.variations import page as variations
 from shapley import __version__
 from shapley.files import write_text
@@ -41,7 +43,14 @@ def render(sections: list[Section], folder: Path) -> str:
         loader=FileSystemLoader(HERE), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["from_here"] = lambda path: Path(os.path.relpath(path, folder)).as_posix()
-    return environment.get_template("report.html").render(sections=sections, version=__version__)
+    verdicts = {
+        name: [page.verdict(results) for results in map(read, stored(page.__file__))]
+        for name, page, read in (
+            ("A", impairment_curves, impairment_curves_summary.Results.read),
+            ("B", specificity, specificity_summary.Results.read),
+        )
+    }
+    return environment.get_template("report.html").render(sections=sections, verdicts=verdicts, version=__version__)
 
 
 if __name__ == "__main__":

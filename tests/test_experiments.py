@@ -267,11 +267,11 @@ def write_corpora(folder):
     (folder / "toxicity" / "comments.csv").write_text("\n".join(["text,is_toxic", *comments]))
 
 
-def test_the_texts_of_the_experiments(monkeypatch, tmp_path):
+def test_the_texts_of_the_experiments(monkeypatch, tmp_path, own_cache):
     monkeypatch.setattr(texts_module, "LEAST_LOGPROB", -100.0)  # a random model expects no keyword
     write_corpora(tmp_path)
     lm = tiny_lm("llama")
-    found = texts_module.texts(lm, tmp_path, tmp_path / "kept", per_topic=4, n_plain=3)
+    found = texts_module.texts(lm, tmp_path, per_topic=4, n_plain=3)
     assert len(found.plain) == 3 and all("Village" in prompt.id for prompt in found.plain.prompts)
     for topic in texts_module.TOPICS:
         selection, other, same = (
@@ -280,12 +280,18 @@ def test_the_texts_of_the_experiments(monkeypatch, tmp_path):
         assert all(0 < len(prompts) <= 4 for prompts in (selection, other, same))
         assert not {p.source for p in selection} & {p.source for p in (*other, *same)}
         assert not {p.answer for p in selection} & {p.answer for p in other}
-    again = texts_module.texts(lm, tmp_path / "nowhere", tmp_path / "kept")
-    assert again.plain.sha256 == found.plain.sha256 and again.selection["Film"] == found.selection["Film"]
+    with monkeypatch.context() as kept:
+        kept.setattr(texts_module, "_build", None)
+        again = texts_module.texts(lm, tmp_path, per_topic=4, n_plain=3)
+    assert again == found
+    path = texts_module.corpora(tmp_path)["passages"]
+    path.write_text(path.read_text().replace("empty", "quiet"))
+    other = texts_module.texts(lm, tmp_path, per_topic=4, n_plain=3)
+    assert "quiet" in other.selection["Film"].prompts[0].prompt and "quiet" not in found.selection["Film"].prompts[0].prompt
 
 
-def test_texts_that_are_not_there(tmp_path):
+def test_texts_that_are_not_there(tmp_path, own_cache):
     with pytest.raises(ShapleyError, match="no corpus at"):
-        texts_module.texts(tiny_lm("llama"), tmp_path, tmp_path / "kept")
+        texts_module.texts(tiny_lm("llama"), tmp_path)
     with pytest.raises(ShapleyError, match=r"no comments at .*--data"):
         texts_module.comments(tmp_path)

@@ -117,6 +117,10 @@ def test_curves_are_means_of_the_sweeps(measured):
         loss.high - loss.mean, 1.96 * one.mean(axis=1).std(axis=1, ddof=1) / np.sqrt(5), atol=3e-5
     )
     assert loss.strengths.tolist() == [0, 0.5, 1, 4]
+    right = sweep.records["Athlete"][2, sweep.clusters.index("guarded")].mean(axis=1)
+    accuracy = results.accuracy(place, "guarded", "Athlete")
+    np.testing.assert_allclose(accuracy.mean, right.mean(axis=1), atol=1e-5)
+    assert accuracy.low.min() >= 0 and accuracy.high.max() <= 1 and (accuracy.low <= accuracy.mean).all()
     both = sweep.records["Athlete"][0, [sweep.clusters.index(f"guarded/random-{draw}") for draw in (1, 2)]]
     np.testing.assert_allclose(
         results.loss(place, "guarded/random", "Athlete").mean, -both.mean(axis=(0, 2, 3)), atol=1e-5
@@ -164,6 +168,22 @@ def test_shape_of_a_known_curve():
     assert fitted(Curve(strengths, -mean, -mean, -mean)).tolist() == [1, 2, 3.5, 3.5]
 
 
+def test_the_strength_that_takes_nearly_all():
+    def results(*logprobs):
+        where = {"test": 2, "kind": "scale", "site": "mlp_hidden", "cluster": "guarded", "topic": "Athlete"}
+        points = [
+            {"record": "curve", **where, "strength": strength, "logprob": value, "logprob_stderr": 0.0}
+            for strength, value in enumerate(logprobs)
+        ]
+        return Results({}, [*points, {"record": "fit", **where, "floor": -5.0}])
+
+    place = Place(2, "scale", "mlp_hidden")
+    dose = results(-1.0, -3.0, -5.0).id95(place, "guarded", "Athlete")  # -4.8 is 5% above the floor
+    assert dose.value == pytest.approx(1.9) and not dose.censored
+    assert results(-1.0, -3.0, -4.0).id95(place, "guarded", "Athlete").censored
+    assert results(-5.5, -5.5, -6.0).id95(place, "guarded", "Athlete") is None
+
+
 def test_smoothness_is_of_plain_text_with_everything_impaired(measured):
     *_, path, sweeps = measured
     results = Results.read(path)
@@ -189,12 +209,13 @@ def test_figures_and_tables(measured, tmp_path):
     drawing.draw(results, path, tmp_path / "figures", "tiny-cpu")
     names = {figure.name for figure in (tmp_path / "figures").iterdir()}
     assert names == {"tiny-cpu-smooth.png"} | {
-        f"tiny-cpu-test-{test}-{cluster}.png" for test in (1, 2, 3) for cluster in ("shapley", "guarded")
+        f"tiny-cpu-test-{test}-{what}.png" for test in (1, 2, 3) for what in ("shapley", "guarded", "accuracy")
     }
     assert all(drawn_from(figure, path) for figure in (tmp_path / "figures").iterdir())
     tables = drawing.tables(results)
     assert tables.count("| yes |") + tables.count("| no |") == 8
     assert "| noise | guarded/random | 3 |" in tables and "toxic (5 prompts)" in tables and "nan" not in tables
+    assert tables.count("| ID95 | slope at ID50 | area |") == 3
     part = section(results, "tiny-cpu")
     assert {picture.path.name for picture in part.pictures} == names and len(part.answers) == 4
 

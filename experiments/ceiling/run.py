@@ -48,7 +48,7 @@ def main(size: str, data: Path, out: Path | None) -> None:
     start = time.monotonic()
     with mistakes():
         lms = [models.load(name) for name in models.MODELS]
-        found = [texts(lm, data, cache_directory("experiments", "texts", lm.name)) for lm in lms]
+        found = [texts(lm, data) for lm in lms]
         items = at_the_ceiling(lms, found, config)
         records = list(compared(items, config))
         heads = [

@@ -5,6 +5,7 @@ python -m experiments.impairment_curves.draw --model smollm2 --size cpu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.impairment_curves.originals import ORIGINALS
-from experiments.impairment_curves.page import doses_table, smooth_table
+from experiments.impairment_curves.page import own_places, smooth_table, tables_of
 from experiments.impairment_curves.shapes import RANDOM
 from experiments.impairment_curves.summary import Place, Results, fitted
 from experiments.lab.commands import draw_command
@@ -25,6 +26,7 @@ from shapley.records import EVERYTHING
 
 LOSS = "loss (nats a token)"
 _MARKERS = "os^D"
+CurveOf = Callable[[Place, str, str], Curve]  # of a place, a cluster and a topic
 
 
 def draw(results: Results, source: Path, figures: Path, name: str) -> None:
@@ -33,13 +35,14 @@ def draw(results: Results, source: Path, figures: Path, name: str) -> None:
     for test in results.tests:
         for cluster in results.clusters:
             save(curves_figure(results, test, cluster), figures / f"{name}-test-{test}-{cluster}.png", source)
+        save(accuracy_figure(results, test), figures / f"{name}-test-{test}-accuracy.png", source)
 
 
 def tables(results: Results) -> str:
     """Hypothesis A for each kind and site; and the doses of each test."""
     head = results.head
     made = f"`{head['command']}`: {len(results.records)} records, {head['seconds']} s on {head['hardware']}, {head['time']}."
-    found = (smooth_table(results), *(doses_table(results, test) for test in results.tests))
+    found = (smooth_table(results), *(table for test in results.tests for table in tables_of(results, test)))
     return "\n\n".join([made, *(table.markdown() for table in found)])
 
 
@@ -50,31 +53,53 @@ def curves_figure(results: Results, test: int, cluster: str) -> Figure:
     panels = figure.subplots(len(kinds), len(sites), sharey="row", squeeze=False)
     for row, kind in zip(panels, kinds, strict=True):
         for axes, site in zip(row, sites, strict=True):
-            _topics_panel(axes, results, Place(test, kind, site), cluster)
-            _strength_axis(axes, results, kind)
+            _topics_panel(axes, results, results.loss, Place(test, kind, site), cluster, results.topics(test))
         row[0].set_ylabel(LOSS)
     for axes, site in zip(panels[0], sites, strict=True):
         axes.set_title(site)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    if results.head["config"]["random"]:
-        handles.append(Line2D([], [], color=CONTROL, linestyle="--", linewidth=1))
-        labels.append("the same topic, random columns")
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
-    figure.suptitle(
-        f"{results.head['model']['name']}, test {test}:\n{ORIGINALS[test].target} cluster ({cluster}) impaired",
-        fontsize=10,
+    _explain(figure, results, panels[0, 0], f"test {test}:\n{ORIGINALS[test].target} cluster ({cluster}) impaired")
+    return figure
+
+
+def accuracy_figure(results: Results, test: int) -> Figure:
+    """Each topic's accuracy as clusters are impaired at the test's own site, kinds by clusters. Plain text has none: all of a
+    passage is its answer."""
+    places, clusters = own_places(results, test), results.clusters
+    figure = Figure(figsize=(2.4 * len(clusters) + 1.2, 1.7 * len(places) + 1.2), layout="constrained")
+    panels = figure.subplots(len(places), len(clusters), sharey=True, squeeze=False)
+    for row, place in zip(panels, places, strict=True):
+        for axes, cluster in zip(row, clusters, strict=True):
+            _topics_panel(axes, results, results.accuracy, place, cluster, ORIGINALS[test].topics)
+        row[0].set_ylabel("accuracy")
+    for axes, cluster in zip(panels[0], clusters, strict=True):
+        axes.set_title(cluster)
+    _explain(
+        figure, results, panels[0, 0], f"test {test}:\n{ORIGINALS[test].target} clusters impaired {places[0].site}"
     )
     return figure
 
 
-def _topics_panel(axes: Axes, results: Results, place: Place, cluster: str) -> None:
+def _explain(figure: Figure, results: Results, panel: Axes, title: str) -> None:
+    """What a panel's lines are, and what the figure is of."""
+    handles, labels = panel.get_legend_handles_labels()
+    if results.head["config"]["random"]:
+        handles.append(Line2D([], [], color=CONTROL, linestyle="--", linewidth=1))
+        labels.append("the same topic, random columns")
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    figure.suptitle(f"{results.head['model']['name']}, {title}", fontsize=10)
+
+
+def _topics_panel(
+    axes: Axes, results: Results, curve_of: CurveOf, place: Place, cluster: str, topics: Sequence[str]
+) -> None:
     target = ORIGINALS[place.test].target
-    for topic, colour, marker in zip(results.topics(place.test), COLOURS, _MARKERS, strict=False):
+    for topic, colour, marker in zip(topics, COLOURS, _MARKERS, strict=False):
         width = 2.2 if topic == target else 1.2
-        _band(axes, results.loss(place, cluster, topic), f"{marker}-", colour, topic, width)
+        _band(axes, curve_of(place, cluster, topic), f"{marker}-", colour, topic, width)
         if results.head["config"]["random"]:
-            control = results.loss(place, cluster + RANDOM, topic)
+            control = curve_of(place, cluster + RANDOM, topic)
             axes.plot(control.strengths, control.mean, "--", color=colour, linewidth=1)
+    _strength_axis(axes, results, place.kind)
 
 
 def smooth_figure(results: Results) -> Figure:

@@ -11,6 +11,7 @@ from experiments.impairment_curves.originals import ORIGINALS
 from experiments.impairment_curves.summary import SMOOTH, Place, Results, Smoothness
 from experiments.lab.page import Picture, Section, Table, stored
 from shapley.records import EVERYTHING
+from shapley.shape import Dose
 
 HERE = Path(__file__).parent
 
@@ -38,14 +39,32 @@ def section(results: Results, name: str) -> Section:
             )
             for cluster in results.clusters
         ]
+        pictures.append(
+            Picture(
+                HERE / "figures" / f"{name}-test-{test}-accuracy.png",
+                f"Test {test}: accuracy on the keywords of each topic as a {original.target} cluster is impaired by degrees "
+                f"{original.where}, with 95% bands over prompts. Dashed: as many random columns.",
+            )
+        )
     return Section(
         f"impairment-curves: {results.head['model']['name']}",
         "Does the model degrade smoothly as it is impaired by degrees, and the cluster's topic before others?",
         (_smooth(results), *(_test(results, test) for test in results.tests)),
         tuple(pictures),
-        (smooth_table(results), *(doses_table(results, test) for test in results.tests)),
+        (smooth_table(results), *(table for test in results.tests for table in tables_of(results, test))),
         _caveats(results),
         results.head["command"],
+    )
+
+
+def verdict(results: Results) -> str:
+    """Hypothesis A, in a clause."""
+    found = results.smoothness()
+    least = min(found, key=lambda one: one.general.estimate)
+    holds = sum(one.holds for one in found)
+    return (
+        f"{results.head['model']['name']}: at {holds} of {len(found)} pairs of kind and site (least R² "
+        f"{least.general.estimate:.3f}, {least.kind} at {least.site})"
     )
 
 
@@ -66,7 +85,7 @@ def _test(results: Results, test: int) -> str:
     """Whether the target falls before the other topics, at the test's own site."""
     target = ORIGINALS[test].target
     parts = []
-    for place in _own_places(results, test):
+    for place in own_places(results, test):
         for cluster in results.clusters:
             halves = {topic: results.fit(place, cluster, topic) for topic in ORIGINALS[test].topics}
             own = halves.pop(target)
@@ -129,7 +148,7 @@ def _smooth_row(found: Smoothness) -> tuple[str, ...]:
 def doses_table(results: Results, test: int) -> Table:
     """At the test's own site, for each kind and cluster, the dose that halves each topic's performance."""
     topics = results.topics(test)
-    own = _own_places(results, test)
+    own = own_places(results, test)
     n = {topic: results.fit(own[0], EVERYTHING, topic)["prompts"] for topic in topics}
     rows = []
     for place in own:
@@ -144,7 +163,44 @@ def doses_table(results: Results, test: int) -> Table:
     )
 
 
-def _own_places(results: Results, test: int) -> list[Place]:
+def shapes_table(results: Results, test: int) -> Table:
+    """At the test's own site, what else there is to say of the shape of the target's curve, and of the others'."""
+    target = ORIGINALS[test].target
+    rows = []
+    for place in own_places(results, test):
+        for cluster in results.arms():
+            fit = results.fit(place, cluster, target)
+            areas = [
+                results.fit(place, cluster, topic)["log_area"] for topic in results.topics(test) if topic != target
+            ]
+            shape = (fit["slope"], fit["log_area"])
+            rows.append(
+                (place.kind, cluster, _id95(results.id95(place, cluster, target)), *map(_known, shape),
+                 ", ".join(map(_known, areas)))
+            )  # fmt: skip
+    others = ", ".join(topic for topic in results.topics(test) if topic != target)
+    return Table(
+        ("kind", "impaired", "ID95", "slope at ID50", "area", f"area of {others}"),
+        tuple(rows),
+        f"Test {test}, the shape of the curve of {target}: the strength at which 95% of the log-probability above the floor is "
+        "lost; what is lost within the doubling of strength around ID50, of 1; the mean of what is left over the logarithm of "
+        "strength, and of other topics (docs/curves.md).",
+    )
+
+
+def tables_of(results: Results, test: int) -> tuple[Table, Table]:
+    return doses_table(results, test), shapes_table(results, test)
+
+
+def _id95(dose: Dose | None) -> str:
+    return "at the floor" if dose is None else f"> {dose.value:g}" if dose.censored else f"{dose.value:.2f}"
+
+
+def _known(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def own_places(results: Results, test: int) -> list[Place]:
     return [place for place in results.places if place.test == test and place.site == results.sites(test)[0]]
 
 

@@ -19,10 +19,10 @@ from experiments.lab.results import Stored
 from experiments.lab.texts import PLAIN
 from shapley.curves import Z95, Curve
 from shapley.records import EVERYTHING
-from shapley.shape import Interval, monotone_fit
+from shapley.shape import Dose, Interval, impairment_dose, monotone_fit, retention
 from shapley.types import FloatArray
 
-SMOOTH = 0.95
+SMOOTH = LOST = 0.95
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,24 @@ class Results(Stored):
         half = Z95 * np.array([_known(point["logprob_stderr"]) for point in points])
         return Curve(np.array([point["strength"] for point in points]), loss, loss - half, loss + half)
 
+    def accuracy(self, place: Place, cluster: str, topic: str) -> Curve:
+        """By strength, with a 95% band over prompts: the share of prompts whose answer is what the model expects most."""
+        points = self._find("curve", place, cluster, topic)
+        mean = np.array([point["accuracy"] for point in points])
+        half = Z95 * np.array([_known(point["accuracy_stderr"]) for point in points])
+        low, high = np.clip([mean - half, mean + half], 0, 1)
+        return Curve(np.array([point["strength"] for point in points]), mean, low, high)
+
     def fit(self, place: Place, cluster: str, topic: str) -> dict[str, Any]:
-        """The shape of that curve."""
+        """The shape of the curve of log-probability."""
         return self._find("fit", place, cluster, topic)[0]
+
+    def id95(self, place: Place, cluster: str, topic: str) -> Dose | None:
+        """The strength at which 95% of the log-probability above the floor is lost; none where the untouched model is at it."""
+        loss, floor = self.loss(place, cluster, topic), self.fit(place, cluster, topic)["floor"]
+        if -loss.mean[0] <= floor:
+            return None
+        return impairment_dose(loss.strengths, retention(-loss.mean, floor), 1 - LOST)
 
     def general(self) -> list[Place]:
         """One place for each kind and site: tests share the general loss."""

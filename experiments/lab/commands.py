@@ -17,9 +17,8 @@ from experiments.lab import models
 from experiments.lab.provenance import provenance
 from experiments.lab.results import Stored, store
 from experiments.lab.tables import show
-from experiments.lab.texts import Texts, texts
+from experiments.lab.texts import PER_TOPIC, Texts, texts
 from shapley.errors import ShapleyError
-from shapley.files import cache_directory
 from shapley.hf.load import LanguageModel
 from shapley.progress import say
 
@@ -72,7 +71,7 @@ def run_command(file: str, doc: str | None, measure: Measure) -> click.Command:
         start = time.monotonic()
         with mistakes():
             lm = models.load(model, device)
-            prompts = texts(lm, data, cache_directory("experiments", "texts", model))
+            prompts = texts(lm, data, config.get("per_topic", PER_TOPIC))
             found = measure(lm, prompts, config, data)
             command = f"python -m experiments.{here.name}.run --model {model} --size {size}"
             head = provenance(lm, prompts, command, found.files) | {

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from experiments.lab.texts import SETS, Texts
+from experiments.lab.texts import SETS, Texts, hash_of
 from shapley.hf.load import LanguageModel, describe
 
 _PACKAGES = ("neuron-shapley", "torch", "transformers", "numpy", "scipy")
@@ -37,7 +37,7 @@ def provenance(lm: LanguageModel, texts: Texts | None, command: str, files: dict
             name: hashlib.sha256("".join(topic.sha256 for topic in topics).encode()).hexdigest()[:16]
             for name, topics in by_set.items()
         },
-        "files": {what: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for what, path in files.items()},
+        "files": {**(texts.made_of if texts else {}), **{what: hash_of(path) for what, path in files.items()}},
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "commit": _commit(),
         "hardware": hardware(lm.device),

@@ -1,4 +1,4 @@
-"""The experiments' prompts, built once a model from DBpedia passages and social-media comments, and kept in a folder.
+"""The experiments' prompts, built once a model from DBpedia passages and social-media comments, and kept in the cache.
 
 Three sets of keyword prompts, each of which holds what the untouched model gives at least one chance in a hundred (a
 keyword it does not expect at all cannot fall): `selection`, to choose neurons on; `other_keywords`, of other documents and
@@ -9,14 +9,16 @@ not tested, whose every token is the answer: plain text.
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shapley.builder import build_prompts, read_corpus
 from shapley.errors import ShapleyError
+from shapley.files import cache_directory, digest
 from shapley.hf.baseline import score_baseline
 from shapley.hf.load import LanguageModel
 from shapley.keyed import keyed_rng
@@ -30,18 +32,20 @@ SETS = ("selection", "other_keywords", "same_keywords", "plain")
 LEAST_LOGPROB = math.log(0.01)
 _LABELS = {"Toxic": "toxic", "Not Toxic": "harmless"}
 PLAIN = "plain"  # as a topic
+PER_TOPIC = 48  # prompts in a set, at most, where a configuration does not say otherwise
 _PLAIN_TOKENS = 40
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Texts:
-    """By topic: prompts to select on, and held out; and plain text."""
+    """By topic: prompts to select on, and held out; and plain text. ``made_of``: hashes of the files they were made of."""
 
     selection: Mapping[str, TopicPrompts]
     other_keywords: Mapping[str, TopicPrompts]
     same_keywords: Mapping[str, TopicPrompts]
     plain: TopicPrompts
+    made_of: Mapping[str, str] = field(default_factory=dict)
 
     def watched(self, config: Mapping[str, Any]) -> list[Prompt]:
         """Some held-out prompts of each topic, of other documents and other keywords than selected on, and plain text."""
@@ -49,25 +53,36 @@ class Texts:
         return [*own, *self.plain.first(config["plain"]).prompts]
 
 
-def texts(lm: LanguageModel, data: Path, folder: Path, per_topic: int = 48, n_plain: int = 32) -> Texts:
-    """The prompts in ``folder``, built there from the text in ``data`` if they are not.
+def corpora(data: Path) -> dict[str, Path]:
+    """The files that the prompts are made of, by what they are."""
+    return {"passages": data / "dbpedia14" / "passages.csv", "comments": data / "toxicity" / "comments.csv"}
+
+
+def texts(lm: LanguageModel, data: Path, per_topic: int = PER_TOPIC, n_plain: int = 32) -> Texts:
+    """The prompts of a model and of a text, from the cache, or built into it.
 
     Args:
         lm: whose tokens are counted, and whose untouched log-probabilities decide which prompts are kept.
         data: holds ``dbpedia14/passages.csv`` (topic,text) and ``toxicity/comments.csv`` (text,is_toxic).
-        folder: made if it must be; a file a set.
         per_topic: at most so many of a topic in a set.
         n_plain: passages of plain text.
 
     Raises:
         ShapleyError: no text in ``data``, or a topic without prompts.
     """
+    made_of = {what: hash_of(path) for what, path in corpora(data).items() if path.exists()}
+    key = digest(str((lm.fingerprint, made_of, per_topic, n_plain)).encode())[:12]
+    folder = cache_directory("experiments", "texts", f"{lm.name}-{key}")
     if not all(_file(folder, name).exists() for name in SETS):
-        folder.mkdir(parents=True, exist_ok=True)
         for name, prompts in _build(lm, data, per_topic, n_plain).items():
             write_prompts(_file(folder, name), prompts)
     selection, other, same, plain = (read_prompts(_file(folder, name)) for name in SETS)
-    return Texts(selection, other, same, plain[PLAIN])
+    return Texts(selection, other, same, plain[PLAIN], made_of)
+
+
+def hash_of(path: Path) -> str:
+    """Of a file, for the record."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -75,7 +90,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _build(lm: LanguageModel, data: Path, per_topic: int, n_plain: int) -> dict[str, list[Prompt]]:
-    passages = read_corpus(str(data / "dbpedia14" / "passages.csv"))
+    passages = read_corpus(str(corpora(data)["passages"]))
     talk = comments(data)
     built: dict[str, list[Prompt]] = {name: [] for name in SETS}
     for documents, topics in ((passages, DBPEDIA_TOPICS), (talk, COMMENT_TOPICS)):
@@ -135,7 +150,7 @@ def comments(data: Path) -> dict[str, list[str]]:
     Raises:
         ShapleyError: no such file below ``data``, or with other columns or labels.
     """
-    path = data / "toxicity" / "comments.csv"
+    path = corpora(data)["comments"]
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             rows = [(_LABELS[row["is_toxic"]], " ".join(row["text"].split())) for row in csv.DictReader(lines)]

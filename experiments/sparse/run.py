@@ -25,6 +25,7 @@ from experiments.lab import models
 from experiments.lab.commands import Measured, mistakes
 from experiments.lab.provenance import provenance
 from experiments.lab.results import store
+from experiments.lab.texts import corpora
 from experiments.sparse.simplicity import of_layer, of_neurons
 from shapley.builder import read_corpus
 from shapley.files import cache_directory, digest
@@ -66,7 +67,7 @@ def main(model: str, size: str, place: str, data: Path, out: Path | None, device
     start = time.monotonic()
     places = PLACES if place == "both" else tuple(one for one in PLACES if one == place)
     with mistakes():
-        passages = data / "dbpedia14" / "passages.csv"
+        passages = corpora(data)["passages"]
         corpus = read_corpus(str(passages))
         lm = models.load(model, device) if model in models.MODELS else load_model(model, device=device)
         folder = cache_directory("experiments", "sparse", f"{name}-{lm.fingerprint[:8]}")

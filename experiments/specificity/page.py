@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.lab.effects import LEVELS, SHARE, TARGET
 from experiments.lab.page import Picture, Section, Table, damage_table, interval, stored
 from experiments.specificity.summary import OURS, SETTINGS, AgainstRandom, AtDamage, Results, Tested
+from shapley.selectors import NAMES
 
 HERE = Path(__file__).parent
 BROKEN = 0.5  # rise of plain text's perplexity from which on a cluster is one that the whole model hangs on
 ALPHA = 0.05
+_SAME = "same_keywords"
 SCORED = ("shapley", "contrast", "guarded", "interval")  # what ranks by Shapley scores
 
 
@@ -76,23 +80,37 @@ def _answer(results: Results, setting: str) -> str:
 
 def _against_random(results: Results) -> list[str]:
     """What random clusters leave of the selectors' claims: one sentence for all, and one for ours, by topic."""
-    tested, diagonal = results.against_random(), _of_columns(results)
-    both = [own.selector for own in tested if own.adjusted < ALPHA and diagonal[own.selector] < ALPHA]
+    tested, diagonal, both = results.against_random(), _of_columns(results), _specific(results)
     not_so = [
         f"{own.selector} (p = {own.adjusted:.2g} and {diagonal[own.selector]:.2g})"
         for own in tested
         if own.selector not in both
     ]
     [ours] = [own for own in tested if own.selector == OURS]
+    useless = ", ".join(_breaking(results, both)) or "none"
     return [
         "A selector's clusters are called specific here if they are unlike random ones that are matched to them in layers and "
         "activation norm (their selectivity, stratified permutation over topics), and if they stand out on their own topics "
         f"(the diagonal, permutation of the matrix's columns), each with p < {ALPHA} by Holm over selectors. The first alone "
         "would also hold of clusters that break the model, whose drops are large on any prompt. Both hold for: "
-        f"{', '.join(both) or 'none'}. Not so: {', '.join(not_so) or 'none'}.",
+        f"{', '.join(both) or 'none'}. Not so: {', '.join(not_so) or 'none'}. That is more than "
+        f"chance, and no more: clusters that raise perplexity by half or more are among them, useless as they are: {useless}.",
         f"Against {_draws(ours)} random clusters a topic, the clusters of {ours.selector} are more selective than every one "
         f"for {len(ours.above)} of {len(ours.own)} topics: {', '.join(ours.above) or 'none'}.",
     ]
+
+
+def _breaking(results: Results, names: Sequence[str]) -> list[str]:
+    """Of selectors, those whose clusters the whole model hangs on."""
+    effects = results.effects("other_keywords")
+    return [own.selector for own in effects if own.selector in names and own.perplexity.estimate >= BROKEN]
+
+
+def _specific(results: Results) -> list[str]:
+    """Selectors whose clusters are unlike random ones and stand out on their own topics."""
+    diagonal = _of_columns(results)
+    tested = results.against_random()
+    return [own.selector for own in tested if own.adjusted < ALPHA and diagonal[own.selector] < ALPHA]
 
 
 def _of_columns(results: Results) -> dict[str, float]:
@@ -117,9 +135,10 @@ def _matched(found: list[AtDamage], level: float) -> str:
         ", ".join(own.selector for own in reached if beyond(own.above)) or "none"
         for beyond in (lambda above: above.low > 0, lambda above: above.high < 0)
     )
+    beside = "" if best is ours else f"; {OURS}: {interval(ours.selectivity)}"
     return (
         f"Where plain text's perplexity is up by {level:.0%}, the most selective is {best.selector}: "
-        f"{interval(best.selectivity)} nats; {ours.selector}: {interval(ours.selectivity)}. More selective than "
+        f"{interval(best.selectivity)} nats{beside}. More selective than "
         f"{ours.selector} (95% intervals of the difference): {better}; less: {worse}. Left out are selectors that do not get "
         "there, or whose smallest clusters already cost more."
     )
@@ -127,7 +146,15 @@ def _matched(found: list[AtDamage], level: float) -> str:
 
 def tables(results: Results) -> tuple[Table, ...]:
     """All of them."""
-    return (*(table(results, setting) for setting in SETTINGS), matched_table(results), null_table(results))
+    at_primary = (table(results, setting) for setting in SETTINGS)
+    return (*at_primary, *small_tables(results), matched_table(results), null_table(results))
+
+
+def small_tables(results: Results) -> tuple[Table, ...]:
+    """What smaller clusters do to prompts of the keywords that they were selected on, where that was measured."""
+    measured = {own["fraction"] for own in results.records if (own["setting"], own["draw"]) == (_SAME, 0)}
+    smaller = sorted(measured - {results.head["config"]["primary"]})
+    return tuple(table(results, _SAME, fraction) for fraction in smaller)
 
 
 def matched_table(results: Results) -> Table:
@@ -137,9 +164,9 @@ def matched_table(results: Results) -> Table:
     return damage_table("selector", ("selectivity", "target"), rows, ", other keywords")
 
 
-def table(results: Results, setting: str) -> Table:
-    """What every selector's clusters do to one set of held-out prompts."""
-    effects = results.effects(setting)
+def table(results: Results, setting: str, fraction: float | None = None) -> Table:
+    """What every selector's clusters do to one set of held-out prompts; by default at the primary size."""
+    effects = results.effects(setting, fraction)
     head = ("selector", "target", "off topic", "selectivity [95%]", "perplexity", "p (Holm)", "aim met")
     rows = tuple(
         (
@@ -206,5 +233,33 @@ def _caveats(results: Results) -> tuple[str, ...]:
         f"below {1 / (draws + 1):.3f}: claims are over all topics together. "
         f"Random clusters are measured on {config['null_watched']} prompts of the topic and as many of others. They hold none "
         "of the cluster's own neurons, so those matched to clusters of the most active neurons are a little less active.",
-        "The guard of guarded selectors is chosen on the selection prompts, for Shapley scores and for attributions alike.",
+        f"The guard of guarded selectors is chosen on {config['chosen_on']} selection prompts a topic, for Shapley scores and "
+        "for attributions alike.",
+        "Comparisons with ours at matched damage are 95% intervals one by one, not corrected for how many they are.",
+        *_reduced(config),
+    )
+
+
+def _reduced(config: dict[str, Any]) -> list[str]:
+    """What was not measured as published, or not at all."""
+    changed = "; ".join(
+        f"{name} with " + ", ".join(f"{what} {value}" for what, value in settings.items()).replace("_", " ")
+        for name, settings in config["settings"].items()
+    )
+    left_out = ", ".join(name for name in NAMES if name not in config["selectors"])
+    return [
+        *([f"Not with their published settings, which would take longer: {changed}."] if changed else []),
+        *([f"Not measured: {left_out}."] if left_out else []),
+    ]
+
+
+def verdict(results: Results) -> str:
+    """Hypothesis B, in a clause."""
+    specific = _specific(results)
+    effects = [effect for setting in SETTINGS for effect in results.effects(setting)]
+    most = max(len(effect.met) for effect in effects)
+    n = len(results.against_random())
+    return (
+        f"{results.head['model']['name']}: the clusters of {len(specific)} of {n} selectors hurt their own topics more than "
+        f"chance allows; the aim is met for {most} of {len(results.topics)} topics at best"
     )
