@@ -112,6 +112,14 @@ class ModelSites:
         last = self.blocks[-1]
         return last.down not in last.exit.modules()
 
+    @property
+    def rotated(self) -> bool:
+        """Whether the players of ``mlp_hidden`` are directions, of a basis that it was turned into."""
+        first = self.blocks[0]
+        down = first.block.get_submodule(self.family.down)
+        # A sparse layer may sit in a model that was turned: its units are no directions.
+        return isinstance(down, Rotated) and down.inner is first.down
+
     def width(self, site: Site) -> int:
         """Number of columns of a site."""
         return self.d_mlp if site == "mlp_hidden" else self.d_model
@@ -129,31 +137,41 @@ def find_sites(model: nn.Module) -> ModelSites:
     model_type = str(getattr(model.config, "model_type", "?"))
     _refuse_experts(model, model_type)
     family = FAMILIES.get(model_type) or _family_by_structure(model, model_type)
-    where = family.blocks
-    try:
-        blocks = []
-        for layer, block in enumerate(model.get_submodule(family.blocks).children()):
-            where = f"block {layer}"
-            blocks.append(_block_sites(block, family))
-    except AttributeError as missing:
-        raise ShapleyError(
-            f"model type {model_type!r}: {where} is not built as its family's MLPs are: {missing}; if it is a family of "
-            "its own, register it with shapley.register_family"
-        ) from missing
+    told = f"model type {model_type!r}:"
+    blocks = [
+        _block_sites(block, family, f"{told} block {layer}")
+        for layer, block in enumerate(_part(model, family.blocks, "the list of blocks", f"{told} the model").children())
+    ]
     d_model, d_mlp = _down_shape(blocks[0].down)
     if any(_down_shape(block.down) != (d_model, d_mlp) for block in blocks):
         raise ShapleyError(f"model type {model_type!r} has blocks of different MLP widths, which is not supported")
     return ModelSites(tuple(blocks), family.blocks, family, d_mlp, d_model)
 
 
-def _block_sites(block: nn.Module, family: Family) -> BlockSites:
+def _block_sites(block: nn.Module, family: Family, called: str) -> BlockSites:
     return BlockSites(
         block,
-        _turned(block.get_submodule(family.down)),
-        block.get_submodule(family.entry),
-        block.get_submodule(family.exit),
-        tuple(block.get_submodule(path) for path in family.up),
+        _turned(_part(block, family.down, "the down-projection", called)),
+        _part(block, family.entry, "what reads mlp_in", called),
+        _part(block, family.exit, "what gives mlp_out", called),
+        tuple(_part(block, path, "an up-projection", called) for path in family.up),
     )
+
+
+def _part(whole: nn.Module, path: str, what: str, called: str) -> nn.Module:
+    """The module at a path, where its family has it; ``called``: the whole, to be told."""
+    found, holder = whole, "it"
+    for i, name in enumerate(names := path.split(".")):
+        try:
+            found = found.get_submodule(name)
+        except AttributeError as missing:
+            raise ShapleyError(
+                f"{called} is not built as its family's MLPs are: {what} was expected at {path}, and {holder} has no "
+                f"attribute `{name}` that is a module; take a model with an MLP in every block, or, where they are built "
+                "otherwise, tell the package with shapley.register_family(model_type, shapley.Family(...))"
+            ) from missing
+        holder = f"its {'.'.join(names[: i + 1])} ({type(found).__name__})"
+    return found
 
 
 def set_sites(model: nn.Module, sites: ModelSites) -> None:

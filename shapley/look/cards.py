@@ -78,6 +78,7 @@ def record(
         "model": describe(lm),
         "site": every.site,
         "noun": every.noun,
+        "nearest_noun": every.company().noun,
         "scores": None if scores is None else _head(scores),
         "text": {
             "passages": len(passages.ids),
@@ -99,8 +100,8 @@ def _check_site(scores: ScoreFile, every: Players) -> None:
     other = next((topic for topic in scores.topics if scores.attrs(topic)["site"] != every.site), None)
     if other is not None:
         raise ShapleyError(
-            f"{scores.path} holds scores of {scores.attrs(other)['site']} ({other}), not of the {every.noun}s asked for: give "
-            f"scores of {every.site}, or none"
+            f"{scores.path} holds scores of {scores.attrs(other)['site']} ({other}), not of the {every.noun}s of "
+            f"{every.site} asked for: give scores of these, or none"
         )
 
 

@@ -34,7 +34,7 @@ class Players:
     @property
     def noun(self) -> str:
         """Of one of them."""
-        if self.site != "mlp_hidden":
+        if self.site != "mlp_hidden" or self.lm.sites.rotated:
             return "direction"
         return "unit" if has_units(self.lm.model) else "neuron"
 
@@ -61,8 +61,8 @@ class Players:
         return written(self.lm.sites, layer) if self.site == "mlp_hidden" else torch.eye(self.width)
 
     def company(self) -> Players:
-        """Whom their nearest are sought among. Directions are the same in every layer, so of them it is the neurons that write
-        along them."""
+        """Whom their nearest are sought among. Directions of the residual stream are the same in every layer, so of them it is
+        the neurons (or what plays in their place) that write along them."""
         return self if self.site == "mlp_hidden" else Players(self.lm)
 
     def check(self, players: Sequence[Player]) -> None:

@@ -58,7 +58,8 @@ class Seen:
 
 
 def cut(corpus: Mapping[str, Sequence[str]], tokenizer: Any, most_tokens: int, n: int | None = None) -> Passages:
-    """Passages of two tokens or more, each cut to ``most_tokens``; ``n`` of them drawn, or all.
+    """Passages of two tokens or more, each cut to ``most_tokens``; ``n`` of them drawn, or all. Of those that are the same
+    then, under whatever topics, the first is kept: a rule would be scored on what it was fitted to.
 
     Raises:
         ShapleyError: there is one at most, and rules could not be fitted to some and scored on others.
@@ -67,12 +68,16 @@ def cut(corpus: Mapping[str, Sequence[str]], tokenizer: Any, most_tokens: int, n
     if n is not None and n < len(found):
         found = [found[i] for i in sorted(keyed_rng(0, "passages").choice(len(found), n, replace=False))]
     ids = [(topic, tuple(tokenizer(text)["input_ids"][:most_tokens])) for topic, text in found]
-    kept = [(topic, own) for topic, own in ids if len(own) > 1]
+    kept: dict[tuple[int, ...], str] = {}
+    for topic, own in ids:
+        if len(own) > 1:
+            kept.setdefault(own, topic)
     if len(kept) < 2:
         raise ShapleyError(
-            f"two passages of two tokens or more are needed, and of {len(found)} there are {len(kept)}: give more text"
+            f"two passages of two tokens or more are needed, copies left out, and of {len(found)} there are {len(kept)}: give "
+            "more text"
         )
-    return Passages(tuple(own for _, own in kept), tuple(topic for topic, _ in kept))
+    return Passages(tuple(kept), tuple(kept.values()))
 
 
 def observed(every: Players, players: Sequence[Player], passages: Passages, memory: int | None = None) -> Seen:
