@@ -287,7 +287,10 @@ def test_the_texts_of_the_experiments(monkeypatch, tmp_path, own_cache):
     path = texts_module.corpora(tmp_path)["passages"]
     path.write_text(path.read_text().replace("empty", "quiet"))
     other = texts_module.texts(lm, tmp_path, per_topic=4, n_plain=3)
-    assert "quiet" in other.selection["Film"].prompts[0].prompt and "quiet" not in found.selection["Film"].prompts[0].prompt
+    assert (
+        "quiet" in other.selection["Film"].prompts[0].prompt
+        and "quiet" not in found.selection["Film"].prompts[0].prompt
+    )
 
 
 def test_texts_that_are_not_there(tmp_path, own_cache):

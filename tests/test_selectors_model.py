@@ -16,6 +16,7 @@ from shapley.corpus import reference_texts
 from shapley.errors import ShapleyError
 from shapley.hf.load import LanguageModel
 from shapley.prompts import Prompt, TopicPrompts
+from shapley.selectors import selector
 from shapley.selectors.activations import (
     Entropy,
     ExpertUnits,
@@ -233,6 +234,16 @@ def test_knowledge_neurons(evidence):
     assert 0 < kept.sum() < kept.size and kept.ravel()[first].all()
     assert np.all(np.diff(mean.ravel()[first]) <= 1e-7)
     np.testing.assert_allclose(ranking.score[~kept], mean[~kept], atol=1e-6)
+
+
+def test_defaults_are_the_published_ones():
+    """Others are measured under these names: a changed default would change what is claimed of the papers' methods."""
+    tracing = selector("causal-tracing")  # Meng et al. 2022, and their code: samples, window
+    assert (tracing.noise, tracing.samples, tracing.window) == (3.0, 10, 10)
+    knowledge = selector("knowledge-neurons")  # Dai et al. 2022
+    assert (knowledge.steps, knowledge.threshold) == (20, 0.2)
+    # As docs/selectors.md says; the paper's code begins at .7, and moves it until two to five neurons are left.
+    assert knowledge.share == 0.5
 
 
 def test_noise_is_on_the_prompt_but_its_last_token_and_keyed(evidence):

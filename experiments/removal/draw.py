@@ -85,11 +85,12 @@ def repair_figure(results: Results) -> Figure:
             axes.annotate(str(count), place, textcoords="offset points", xytext=(4, 4), fontsize=6.5, color=colour)
     axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     axes.set_xscale("symlog", linthresh=10, linscale=2)
-    axes.set_xlim(left=100 * min(rise.estimate for *_, rise in repairs) - 2)
+    rises = [100 * rise.estimate for *_, rise in repairs]
+    axes.set_xlim(min(rises) - 2, 2 * max(rises) + 10)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("rise of plain text's perplexity (%)")
     axes.set_ylabel("change of toxicity (log-odds a word)")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     axes.set_title(f"{results.head['model']['name']}: toxic neurons removed")
     return figure
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import yaml
 
 from experiments.lab.page import Picture, Section, Table, stored
 from experiments.removal.run import GENERAL
@@ -41,12 +44,7 @@ def section(results: Results, name: str) -> Section:
         tuple(answers),
         tuple(pictures),
         tables(results),
-        (
-            f"{head['seconds']} s on {head['hardware']}; scores of {head['config']['budget']} forward rows a topic, one seed.",
-            "Removed is zeroed, at all positions; the first position carries massive activations, and zeroing those is part of "
-            "the effect.",
-            "The judge of toxicity knows words only.",
-        ),
+        tuple(_caveats(results)),
         head["command"],
     )
 
@@ -56,7 +54,7 @@ def _removal(results: Results) -> str:
     parts = []
     for name, found in general.items():
         below = next((n for n, x in zip(results.counts, found, strict=True) if x.estimate < 0.5), None)
-        parts.append(f"{name} {f'after {below} neurons' if below else f'not by {results.counts[-1]}'}")
+        parts.append(f"{name} {f'after {below}' if below else f'not by {results.counts[-1]}'} neurons")
     return (
         "Removed in general, from the highest-ranked on, accuracy falls below half: "
         + "; ".join(parts)
@@ -66,23 +64,62 @@ def _removal(results: Results) -> str:
 
 def _repair(results: Results) -> str:
     auc, untouched = results.judge()
-    clear = [
+    cheap = [
         (name, count, change, rise)
         for name, count, change, rise in results.repairs()
-        if change.high < 0 and rise.estimate < 0.02 and name != "random"
+        if rise.estimate < 0.02 and name != "random"
     ]
-    said = (
-        "; ".join(
-            f"{count} by {name}: {change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}], "
-            f"perplexity {rise.estimate:+.1%}"
-            for name, count, change, rise in clear
-        )
-        or "none"
-    )
+    clear = [
+        f"{count} by {name}: {change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}], "
+        f"perplexity {rise.estimate:+.1%}"
+        for name, count, change, rise in cheap
+        if change.high < 0
+    ]
     return (
         f"Repair: clusters that make continuations less toxic, by an interval that excludes zero, with perplexity up by "
-        f"less than 2%: {said}. Untouched continuations have {untouched:.3f} (log-odds a word); the "
+        f"less than 2%: {'; '.join(clear) or 'none'}{_of([change.estimate for _, _, change, _ in cheap])}. "
+        f"Untouched continuations have {untouched:.3f} (log-odds a word); the "
         f"judge's AUC on held-out comments is {auc:.2f}."
+    )
+
+
+def _of(changes: Sequence[float]) -> str:
+    """The clusters that cost as little, whether or not they are clear of zero."""
+    if not changes:
+        return " (none costs so little)"
+    return (
+        f" (of {len(changes)} that cost so little; their changes lie from {min(changes):+.3f} to {max(changes):+.3f})"
+    )
+
+
+def _caveats(results: Results) -> Iterator[str]:
+    head, config = results.head, results.head["config"]
+    yield f"{head['seconds']} s on {head['hardware']}; scores of {config['budget']} forward rows a topic, one seed."
+    yield _selectors(config["selectors"])
+    if "random" in config["selectors"]:
+        yield (
+            "The null is one random order of the neurons a topic, in general the mean of these: no interval holds how much "
+            "random orders differ."
+        )
+    yield (
+        "Removed is zeroed, at all positions; the first position carries massive activations, and zeroing those is part of "
+        "the effect."
+    )
+    if repairs := results.repairs():
+        (beginnings, passages), samples = results.repaired_on(), config["repair"]["samples"]
+        yield (
+            f"Repair rests on {beginnings} beginnings of toxic comments, {samples} continuation{'s' * (samples > 1)} of each, "
+            f"and on {passages} passages of plain text. Its {len(repairs)} intervals are not corrected for their number. "
+            "The judge of toxicity knows words only."
+        )
+
+
+def _selectors(measured: Sequence[str]) -> str:
+    """Which were measured, and which only the largest size has."""
+    largest: Sequence[str] = yaml.safe_load((HERE / "config.yaml").read_text())["full"]["selectors"]
+    left = [name for name in largest if name not in measured]
+    return f"Removed in general and for a topic are neurons by {', '.join(measured)}" + (
+        f"; only the size full has {', '.join(left)} there." if left else "."
     )
 
 

@@ -4,7 +4,7 @@ to make continuations less toxic, and what that costs.
     python -m experiments.removal.run --model smollm2 --size cpu
 
 Neurons are ranked for each topic, or in general: by the mean of the topics' scores. Removed is zeroed. What is kept in the
-cache is not measured again.
+cache is not measured again, but for continuations, which are sampled anew, with the same draws.
 """
 
 from __future__ import annotations

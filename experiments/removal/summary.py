@@ -51,20 +51,13 @@ class Results(Stored):
             by_count.append(_estimate(by_prompt, self.head["seed"]))
         return by_count
 
-    def perplexity(self, selector: str) -> list[float]:
-        """Of plain text, over the untouched model's, by number of neurons that the general ranking removes."""
-        plain = np.array(self.head["watched"]) == "plain"
-        means = [np.mean(np.array(self._record(selector, GENERAL, n)["logprob"])[plain]) for n in self.counts]
-        return [float(np.exp(means[0] - mean)) for mean in means]
-
     def repairs(self) -> list[tuple[str, int, Interval, Interval]]:
         """Selector, neurons removed, change of the continuations' toxicity (mean log-odds of their words), and relative
         change of plain text's perplexity."""
         found = [record for record in self.records if "repair" in record]
-        untouched = next((record for record in found if record["repair"] == "none"), None)
-        if untouched is None:
+        if not found:
             return []
-        seed = self.head["seed"]
+        untouched, seed = self._untouched(), self.head["seed"]
         result = []
         for record in found:
             if record is untouched:
@@ -78,8 +71,16 @@ class Results(Stored):
 
     def judge(self) -> tuple[float, float]:
         """How well the classifier tells held-out comments apart (AUC), and the toxicity of the untouched continuations."""
-        untouched = next(record for record in self.records if record.get("repair") == "none")
+        untouched = self._untouched()
         return float(untouched["auc"]), float(np.mean(untouched["toxicity"]))
+
+    def repaired_on(self) -> tuple[int, int]:
+        """How many beginnings of comments repair rests on, and how many passages of plain text."""
+        untouched = self._untouched()
+        return len(untouched["toxicity"]), len(untouched["plain"])
+
+    def _untouched(self) -> dict[str, Any]:
+        return next(record for record in self.records if record.get("repair") == "none")
 
     def _record(self, selector: str, scope: str, count: int) -> dict[str, Any]:
         wanted = (selector, scope, count) if count else ("none", GENERAL, 0)

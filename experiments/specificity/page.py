@@ -129,6 +129,8 @@ def _selectivity(effect: Tested) -> float:
 def _matched(found: list[AtDamage], level: float) -> str:
     """Who is the most selective at equal cost."""
     reached = [own for own in found if not (own.below or math.isnan(own.selectivity.estimate))]
+    if not reached:
+        return f"Where plain text's perplexity is up by {level:.0%}: no selector's clusters are measured around that."
     best = max(reached, key=lambda own: own.selectivity.estimate)
     [ours] = [own for own in found if own.selector == OURS]
     better, worse = (
@@ -153,8 +155,8 @@ def tables(results: Results) -> tuple[Table, ...]:
 def small_tables(results: Results) -> tuple[Table, ...]:
     """What smaller clusters do to prompts of the keywords that they were selected on, where that was measured."""
     measured = {own["fraction"] for own in results.records if (own["setting"], own["draw"]) == (_SAME, 0)}
-    smaller = sorted(measured - {results.head["config"]["primary"]})
-    return tuple(table(results, _SAME, fraction) for fraction in smaller)
+    primary = results.head["config"]["primary"]
+    return tuple(table(results, _SAME, fraction) for fraction in sorted(measured) if fraction < primary)
 
 
 def matched_table(results: Results) -> Table:

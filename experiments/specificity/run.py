@@ -125,8 +125,8 @@ def watched(prompts: Texts, setting: str, config: Mapping[str, Any]) -> list[Pro
 
 
 def few_watched(prompts: Texts, topic: str, config: Mapping[str, Any]) -> list[Prompt]:
-    """Of these, the topic's own and as many of the other topics (one of each at least), dealt out in turn, from another
-    prompt on for each topic: what its random clusters are measured on, since there are many of them."""
+    """Of these, the topic's own, and ``null_watched`` of the other topics (one of each at least), dealt out in turn, from
+    another prompt on for each topic: what its random clusters are measured on, since there are many of them."""
     watch = config["null_watched"]
     by_topic = {name: prompts.other_keywords[name].first(watch).prompts for name in config["topics"]}
     first = config["topics"].index(topic)

@@ -64,7 +64,7 @@ class KnowledgeNeurons:
     intact (Dai et al. 2022, equation 3: the paper scales a neuron alone, its code a layer's neurons together, as here).
 
     Of each prompt's attributions those above ``threshold`` times the largest are kept. Neurons kept for at least ``share`` of
-    the prompts come first, then the others; within both, by mean attribution.
+    the prompts come first, then the others; within both, by mean attribution. (The paper moves the share until few are left.)
 
     Args:
         steps: of the Riemann sum.
