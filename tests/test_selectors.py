@@ -21,7 +21,7 @@ from shapley.runs import estimate
 from shapley.selectors import NAMES, selector
 from shapley.selectors.base import Evidence
 from shapley.selectors.choose import choose_guard
-from shapley.selectors.matched import NEAREST, matched_random
+from shapley.selectors.matched import NEAREST, activation_norm, matched_random
 from shapley.selectors.scores import Contrast, Guarded, Interval, Shapley
 from shapley.store import ScoreFile, TopicScores, write_scores
 from tests.test_cli import PROMPTS, cache, model, shapley  # noqa: F401  (fixtures)
@@ -246,6 +246,44 @@ class TestCommand:
         cluster = Cluster.load(tmp_path / "c.json")
         assert len(set(cluster.neurons)) == 5 and cluster.rule["selector"] == name
         assert cluster.rule.get("versus") == (["artist"] if selector(name).compares else None)
+
+    def test_random_clusters_like_a_cluster(self, run, files, tmp_path):
+        words = [
+            "--model",
+            "{model}",
+            "--prompts",
+            "{prompts}",
+            "--topic",
+            "artist",
+            "--selector",
+            "random",
+            "--out",
+            "{out}",
+        ]
+        like = tmp_path / "like.json"
+        Cluster(((0, 3), (0, 7), (2, 1))).save(like)
+        drawn = []
+        for seed in ("1", "1", "2"):
+            code, out, err = run(*words, "--like", str(like), "--seed", seed, "--overwrite")
+            assert code == 0 and "3 neurons in 2 layers" in out, err
+            drawn.append(Cluster.load(tmp_path / "c.json"))
+        assert drawn[0] == drawn[1] != drawn[2] and drawn[0].rule["like"] == str(like)
+        norm = activation_norm(load_model(files["{model}"]))
+        assert drawn[0].neurons == matched_random(Cluster.load(like), norm, 1, 1).neurons
+        Cluster(((0, 3),), model={"name": "other", "fingerprint": "f00d"}).save(tmp_path / "other.json")
+        Cluster(((0, 3),), site="mlp_out").save(tmp_path / "out.json")
+        for given, said in (
+            (["--like", str(tmp_path / "other.json")], "belongs to another model"),
+            (["--like", str(tmp_path / "out.json")], "columns of mlp_out"),
+            (["--like", str(tmp_path / "none.json")], "no cluster file"),
+            (["--like", str(like), "--top-k", "4"], "3"),
+        ):
+            code, _, err = run(*words, *given, "--overwrite")
+            assert code == 2 and said in err and err.count("\n") == 1, err
+        code, _, err = run(
+            "{scores}", "--topic", "artist", "--like", str(like), "--top-k", "2", "--out", "{out}", "--overwrite"
+        )
+        assert code == 2 and "--selector random" in err
 
     def test_the_model_alone_is_enough(self, run, tmp_path):
         words = ["--model", "{model}", "--prompts", "{prompts}", "--topic", "artist", "--top-k", "4", "--out", "{out}"]

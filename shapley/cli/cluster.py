@@ -32,6 +32,11 @@ _AUTO = "auto"
 @click.argument("scores", required=False, type=click.Path(path_type=Path))
 @click.option("--topic", required=True)
 @click.option("--selector", "name", help="How neurons are ranked: see 'shapley selectors'. [default: by the score]")
+@click.option(
+    "--like",
+    type=click.Path(path_type=Path),
+    help="With --selector random: as many neurons in each layer as in this cluster file, matched in activation norm.",
+)
 @click.option("--top-k", type=int, help="So many neurons, or groups.")
 @click.option("--fraction", type=float, help="This fraction of all neurons, or groups.")
 @click.option("--per-layer", is_flag=True, help="The fraction of each layer instead.")
@@ -54,6 +59,7 @@ def cluster(
     scores: Path | None,
     topic: str,
     name: str | None,
+    like: Path | None,
     top_k: int | None,
     fraction: float | None,
     per_layer: bool,
@@ -69,7 +75,7 @@ def cluster(
     overwrite: bool,
 ) -> None:
     """Select a topic's cluster of neurons and write it as JSON: from SCORES, or by other selectors from a model."""
-    inputs = [path for path in (scores, prompts) if path is not None]
+    inputs = [path for path in (scores, prompts, like) if path is not None]
     check_output(out, overwrite=overwrite, inputs=inputs, resumable=False)
     if scores is None and model is None:
         raise ShapleyError("nothing to select from: name a score file, or give --model and --prompts with --selector")
@@ -79,6 +85,13 @@ def cluster(
     for option in (option for option, is_given in given.items() if is_given and model is None):
         raise ShapleyError(f"{option} goes with --model: leave it away, or give --model and --prompts")
     chosen = _selector(name, versus, guard)
+    if like is not None:
+        if name != "random" or model is None:
+            raise ShapleyError(
+                "--like draws random neurons by their activations: give --selector random, --model and --prompts"
+            )
+        chosen = replace(chosen, like=str(like))  # type: ignore[type-var]
+        top_k = len(Cluster.load(like)) if top_k is None and fraction is None else top_k
     file = None if scores is None else ScoreFile(scores)
     known = read_prompts(prompts) if prompts else {}
     evidence = Evidence(file, None, known, memory=parse_memory(memory), seed=seed)
@@ -101,7 +114,8 @@ def cluster(
     site: Site = evidence.score_file(chosen.name).attrs(topic)["site"] if by_scores else "mlp_hidden"
     settings = {"top_k": top_k, "fraction": fraction, "per_layer": per_layer or None, "versus": list(others) or None}
     rule |= {key: value for key, value in settings.items() if value is not None}
-    rule |= {field.name: getattr(chosen, field.name) for field in fields(chosen)}  # type: ignore[arg-type]
+    of_selector = {field.name: getattr(chosen, field.name) for field in fields(chosen)}  # type: ignore[arg-type]
+    rule |= {key: value for key, value in of_selector.items() if value is not None}
     if chosen.name == "contrast":
         rule["guard"] = 0.0
     if not by_scores:

@@ -22,15 +22,35 @@ NEAREST = 20
 
 @dataclass(frozen=True)
 class Random:
-    """Neurons in a random order, another one for each topic."""
+    """Neurons in a random order, another one for each topic.
 
+    Args:
+        like: a cluster file; only neurons like those of that cluster are ranked then (``matched_random``), as many as it has.
+    """
+
+    like: str | None = None
     name: ClassVar[str] = "random"
     source: ClassVar[str] = "the control"
     reads: ClassVar[str] = "scores or model"
     compares: ClassVar[bool] = False
 
     def rank(self, evidence: Evidence, topic: str, others: Sequence[str]) -> Ranking:
+        if self.like is not None:
+            return self._matched(evidence, self.like)
         score = keyed_rng(evidence.seed, "random selector", topic).random(evidence.shape(self.name))
+        return Ranking(score, np.full_like(score, np.nan))
+
+    def _matched(self, evidence: Evidence, path: str) -> Ranking:
+        lm, cluster = evidence.model(f"{self.name} like a cluster"), Cluster.load(path)
+        cluster.check_model({"name": lm.name, "fingerprint": lm.fingerprint}, path)
+        if cluster.site != "mlp_hidden":
+            raise ShapleyError(
+                f"{path} holds columns of {cluster.site}: random neurons are drawn like those of mlp_hidden"
+            )
+        drawn = matched_random(cluster, activation_norm(lm), evidence.seed, draw=1).neurons
+        score = np.full((lm.sites.n_layers, lm.sites.d_mlp), np.nan)
+        for place, (layer, column) in enumerate(drawn):
+            score[layer, column] = len(drawn) - place
         return Ranking(score, np.full_like(score, np.nan))
 
 
