@@ -79,32 +79,58 @@ def test_a_permutation_has_the_exact_scores_of_its_neurons(tmp_path):
     assert np.abs(wanted).min() > 1e-5
 
 
-def test_bases_go_through_the_commands(folder, monkeypatch):
+@pytest.mark.parametrize(("basis", "site"), [("random:1", "mlp_hidden"), ("residual:random:1", "mlp_out")])
+def test_bases_go_through_the_commands(folder, monkeypatch, basis, site):
     monkeypatch.chdir(folder)
     lines = [
         {"topic": topic, "prompt": own.prompt, "answer": own.answer} for own in PROMPTS for topic in ("sport", "music")
     ]
     Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    own = ["--model", "model", "--basis", "random:1"]
+    own = ["--model", "model", "--basis", basis]
 
     def done(*arguments):
         result = CliRunner().invoke(cli, [*arguments])
         assert result.exit_code == 0, result.output
         return result.output
 
-    done("estimate", *own, "--prompts", "p.jsonl", "--out", "s.h5", "--estimator", "permutation", "--samples", "3")
-    assert ScoreFile("s.h5").model["name"] == "model@random:1"
+    estimated = [
+        "--prompts",
+        "p.jsonl",
+        "--site",
+        site,
+        "--estimator",
+        "permutation",
+        "--samples",
+        "3",
+        "--out",
+        "s.h5",
+    ]
+    done("estimate", *own, *estimated)
+    assert ScoreFile("s.h5").model["name"] == f"model@{basis}" and ScoreFile("s.h5").attrs("sport")["site"] == site
     done("cluster", "s.h5", "--topic", "sport", "--top-k", "5", "--out", "c.json")
-    sweep = ["sweep", "--prompts", "p.jsonl", "--cluster", "c.json", "--impairment", "scale", "--strength", "0,1"]
+    sweep = [
+        "sweep",
+        "--prompts",
+        "p.jsonl",
+        "--cluster",
+        "c.json",
+        "--impairment",
+        "scale",
+        "--strength",
+        "0,1",
+        "--site",
+        site,
+    ]
     done(*sweep, *own, "--out", "w.h5")
     found = read_sweep(Path("w.h5"))
-    scorer = RowScorer(load_model("model@random:1"), read_prompts("p.jsonl")["sport"].prompts, Impairment("scale", 1.0))
+    impairment = Impairment("scale", 1.0, site=site)
+    scorer = RowScorer(load_model(f"model@{basis}"), read_prompts("p.jsonl")["sport"].prompts, impairment)
     [wanted] = scorer.values(["logprob"], RowPlan(np.arange(2)), cluster=Cluster.load("c.json"))
     np.testing.assert_allclose(
         found.metric("sport", found.clusters[0])[1, 0], wanted, atol=0.05
     )  # in bfloat16 where it is fast
-    for basis in ("random:2", "identity", "residual:random:1"):
-        refused = CliRunner().invoke(cli, [*sweep, "--model", "model", "--basis", basis, "--out", "x.h5"])
+    for other in ("random:2", "identity", "residual:random:2"):
+        refused = CliRunner().invoke(cli, [*sweep, "--model", "model", "--basis", other, "--out", "x.h5"])
         assert "belongs to another model" in str(refused.exception)
 
 
