@@ -50,11 +50,9 @@ def arms_figure(results: Results) -> Figure:
     damage.axvline(100 * PERPLEXITY, color="#bbbbbb", linestyle="--", linewidth=1, label="aim: less")
     drops.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     drops.set_xlabel("drop of log-probability (nats)")
-    if max(own.target.estimate for own in effects) > 5:  # something broke the model
-        drops.set_xscale("symlog", linthresh=1, linscale=1.5)
+    if max(own.perplexity.estimate for own in effects) > 1:  # something broke the model
         damage.set_xscale("symlog", linthresh=10, linscale=1.5)
-        for axes in (drops, damage):
-            axes.xaxis.set_major_formatter("{x:g}")
+        damage.xaxis.set_major_formatter("{x:g}")
     damage.set_xlabel("rise of perplexity (%)")
     drops.set_yticks(range(len(names)), names)
     drops.invert_yaxis()
@@ -97,7 +95,7 @@ def sizes_figure(results: Results) -> Figure:
         axes.set_title(title)
         axes.legend(frameon=False, fontsize=7.5)
     panels[0].set_ylabel("selectivity (nats)")
-    sizes = ", ".join(f"{fraction:.2%}".replace(".00%", "%") for fraction in results.head["config"]["fractions"])
+    sizes = ", ".join(f"{100 * fraction:g}%" for fraction in results.head["config"]["fractions"])
     figure.suptitle(f"{results.head['model']['name']}: clusters of {sizes} of the neurons", fontsize=10)
     return figure
 
