@@ -52,6 +52,7 @@ def arms_figure(results: Results) -> Figure:
     drops.set_xlabel("drop of log-probability (nats)")
     if max(own.perplexity.estimate for own in effects) > 1:  # something broke the model
         damage.set_xscale("symlog", linthresh=10, linscale=1.5)
+        damage.set_xlim(left=100 * min(0.0, *(own.perplexity.low for own in effects)) - 1)
         damage.xaxis.set_major_formatter("{x:g}")
     damage.set_xlabel("rise of perplexity (%)")
     drops.set_yticks(range(len(names)), names)
