@@ -189,6 +189,7 @@ def shapes_table(results: Results, test: int) -> Table:
 
 
 def tables_of(results: Results, test: int) -> tuple[Table, Table]:
+    """Of a test: its doses, and its shapes."""
     return doses_table(results, test), shapes_table(results, test)
 
 

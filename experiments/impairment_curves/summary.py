@@ -22,7 +22,8 @@ from shapley.records import EVERYTHING
 from shapley.shape import Dose, Interval, impairment_dose, monotone_fit, retention
 from shapley.types import FloatArray
 
-SMOOTH = LOST = 0.95
+SMOOTH = 0.95
+_LOST = 0.95  # of what is above the floor, at ID95
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Results(Stored):
         loss, floor = self.loss(place, cluster, topic), self.fit(place, cluster, topic)["floor"]
         if -loss.mean[0] <= floor:
             return None
-        return impairment_dose(loss.strengths, retention(-loss.mean, floor), 1 - LOST)
+        return impairment_dose(loss.strengths, retention(-loss.mean, floor), 1 - _LOST)
 
     def general(self) -> list[Place]:
         """One place for each kind and site: tests share the general loss."""

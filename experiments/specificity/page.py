@@ -44,6 +44,7 @@ def section(results: Results, name: str) -> Section:
         "Does impairing a topic's cluster hurt that topic, and no other?",
         (
             *(_answer(results, setting) for setting in SETTINGS),
+            _at_all_sizes(results),
             *(_matched(results.at_damage(level), level) for level in LEVELS),
             *_against_random(results),
         ),
@@ -257,11 +258,35 @@ def _reduced(config: dict[str, Any]) -> list[str]:
 
 def verdict(results: Results) -> str:
     """Hypothesis B, in a clause."""
-    specific = _specific(results)
-    effects = [effect for setting in SETTINGS for effect in results.effects(setting)]
-    most = max(len(effect.met) for effect in effects)
+    specific, met = _specific(results), _met(results)
     n = len(results.against_random())
     return (
         f"{results.head['model']['name']}: the clusters of {len(specific)} of {n} selectors hurt their own topics more than "
-        f"chance allows; the aim is met for {most} of {len(results.topics)} topics at best"
+        f"chance allows; the aim is met for {len({topic for *_, topic in met})} of {len(results.topics)} topics, by any selector "
+        f"at any size{_listed(met)}"
+    )
+
+
+def _met(results: Results) -> list[tuple[str, float, str]]:
+    """Selector, fraction and topic of every cluster that meets the aim, other keywords."""
+    fractions = sorted({fraction for name in results.head["config"]["selectors"] for fraction in results.sizes(name)})
+    return [
+        (own.selector, fraction, topic)
+        for fraction in fractions
+        for own in results.effects("other_keywords", fraction)
+        for topic in own.met
+    ]
+
+
+def _listed(met: list[tuple[str, float, str]]) -> str:
+    clusters = "; ".join(f"{topic} by {selector} with {100 * fraction:g}%" for selector, fraction, topic in met)
+    return f" ({clusters})" if clusters else ""
+
+
+def _at_all_sizes(results: Results) -> str:
+    met, n = _met(results), sum(len(results.sizes(name)) for name in results.head["config"]["selectors"])
+    caution = ": the best of so many, on a few prompts each" if met else ""
+    return (
+        f"Of {n * len(results.topics)} clusters of all selectors and sizes, {len(met)} meet the aim with other keywords"
+        f"{_listed(met)}{caution}."
     )
