@@ -259,11 +259,10 @@ def _reduced(config: dict[str, Any]) -> list[str]:
 def verdict(results: Results) -> str:
     """Hypothesis B, in a clause."""
     specific, met = _specific(results), _met(results)
-    n = len(results.against_random())
+    n, reached = len(results.against_random()), len({topic for *_, topic in met})
     return (
         f"{results.head['model']['name']}: the clusters of {len(specific)} of {n} selectors hurt their own topics more than "
-        f"chance allows; the aim is met for {len({topic for *_, topic in met})} of {len(results.topics)} topics, by any selector "
-        f"at any size{_listed(met)}"
+        f"chance allows; the aim is met for {reached} of {len(results.topics)} topics, by any selector at any size{_listed(met)}"
     )
 
 
