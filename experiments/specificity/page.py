@@ -262,7 +262,8 @@ def verdict(results: Results) -> str:
     n, reached = len(results.against_random()), len({topic for *_, topic in met})
     return (
         f"{results.head['model']['name']}: the clusters of {len(specific)} of {n} selectors hurt their own topics more than "
-        f"chance allows; the aim is met for {reached} of {len(results.topics)} topics, by any selector at any size{_listed(met)}"
+        f"chance allows; the aim is met for {reached} of {len(results.topics)} topics, by any selector at any size"
+        f"{_listed(met)}"
     )
 
 
