@@ -191,7 +191,7 @@ def test_the_page_says_what_is_claimed_and_on_how_much_it_rests():
     part = section(results, "m")
     general = results.accuracy("shapley", "general", "all")
     assert general[1].estimate < 0.5 < results.accuracy("random", "general", "all")[2].estimate
-    assert "shapley after 1 neurons; random not by 4 (of 72 neurons)" in part.answers[0]
+    assert "shapley after 1; random not by 4 (of 72 neurons)" in part.answers[0]
     [(_, _, change, _), *_] = results.repairs()
     assert f"less than 2%: 4 by guarded: {change.estimate:+.3f} [" in part.answers[1]
     assert "8 by guarded" not in part.answers[1] and "by random" not in part.answers[1]

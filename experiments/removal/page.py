@@ -54,9 +54,9 @@ def _removal(results: Results) -> str:
     parts = []
     for name, found in general.items():
         below = next((n for n, x in zip(results.counts, found, strict=True) if x.estimate < 0.5), None)
-        parts.append(f"{name} {f'after {below}' if below else f'not by {results.counts[-1]}'} neurons")
+        parts.append(f"{name} {f'after {below}' if below else f'not by {results.counts[-1]}'}")
     return (
-        "Removed in general, from the highest-ranked on, accuracy falls below half: "
+        "Neurons removed in general, from the highest-ranked on, until accuracy is below half: "
         + "; ".join(parts)
         + f" (of {results.head['model']['n_layers'] * results.head['model']['d_mlp']:,} neurons)."
     )
