@@ -294,7 +294,7 @@ def test_the_texts_of_the_experiments(monkeypatch, tmp_path, own_cache):
 
 
 def test_texts_that_are_not_there(tmp_path, own_cache):
-    with pytest.raises(ShapleyError, match="no corpus at"):
+    with pytest.raises(ShapleyError, match=r"no corpus at .*--data"):
         texts_module.texts(tiny_lm("llama"), tmp_path)
     with pytest.raises(ShapleyError, match=r"no comments at .*--data"):
         texts_module.comments(tmp_path)

@@ -25,8 +25,7 @@ from experiments.lab.measure import Ward
 from experiments.lab.models import load, source
 from experiments.lab.rankings import ranked
 from experiments.lab.scores import SEED, SEMIVALUE, scored
-from experiments.lab.texts import Texts, corpora
-from shapley.builder import read_corpus
+from experiments.lab.texts import Texts, passages
 from shapley.clusters import select
 from shapley.errors import ShapleyError
 from shapley.files import cache_directory
@@ -89,7 +88,7 @@ def of_basis(
     follow(parent)
     say(f"{model}: the basis {basis} {seed}")
     lm, site = in_basis(load(model, device), basis, seed, config["steps"])
-    corpus = read_corpus(str(corpora(data)["passages"]))
+    corpus = passages(data)
     scores = [scored(lm, chosen, config["budget"], site=site, seed=own) for own in (SEED, SEED + 1)]
     found = (
         *concentrations(*map(ScoreFile, scores), chosen),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ PLAIN = "plain"  # as a topic
 PER_TOPIC = 48  # prompts in a set, at most, where a configuration does not say otherwise
 _PLAIN_TOKENS = 40
 _SEED = 0
+_DATA = "--data names the folder that holds dbpedia14/ and toxicity/"
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _build(lm: LanguageModel, data: Path, per_topic: int, n_plain: int) -> dict[str, list[Prompt]]:
-    passages = read_corpus(str(corpora(data)["passages"]))
+    dbpedia = passages(data)
     talk = comments(data)
     built: dict[str, list[Prompt]] = {name: [] for name in SETS}
-    for documents, topics in ((passages, DBPEDIA_TOPICS), (talk, COMMENT_TOPICS)):
+    for documents, topics in ((dbpedia, DBPEDIA_TOPICS), (talk, COMMENT_TOPICS)):
         for held_out, same_keywords in (("other_keywords", False), ("same_keywords", True)):
             sides = build_prompts(
                 documents,
@@ -107,7 +108,7 @@ def _build(lm: LanguageModel, data: Path, per_topic: int, n_plain: int) -> dict[
         built["selection"] += sides[0]
     say(f"{lm.name}: scoring {sum(map(len, built.values()))} prompts on the untouched model, once")
     kept = {name: _likely(lm, prompts, per_topic) for name, prompts in built.items() if prompts}
-    kept[PLAIN] = score_baseline(lm, _plain(lm, passages, n_plain))
+    kept[PLAIN] = score_baseline(lm, _plain(lm, dbpedia, n_plain))
     return kept
 
 
@@ -144,6 +145,18 @@ def _plain(lm: LanguageModel, passages: Mapping[str, Iterable[str]], n: int) -> 
     return prompts
 
 
+def passages(data: Path) -> Mapping[str, Sequence[str]]:
+    """DBpedia's passages by topic.
+
+    Raises:
+        ShapleyError: no such file below ``data``, or with other columns.
+    """
+    path = corpora(data)["passages"]
+    if not path.exists():
+        raise ShapleyError(f"no corpus at {path}: {_DATA}")
+    return read_corpus(str(path))
+
+
 def comments(data: Path) -> dict[str, list[str]]:
     """Toxic and harmless comments.
 
@@ -155,9 +168,7 @@ def comments(data: Path) -> dict[str, list[str]]:
         with path.open(encoding="utf-8", newline="") as lines:
             rows = [(_LABELS[row["is_toxic"]], " ".join(row["text"].split())) for row in csv.DictReader(lines)]
     except FileNotFoundError:
-        raise ShapleyError(
-            f"no comments at {path}: --data names the folder that holds dbpedia14/ and toxicity/"
-        ) from None
+        raise ShapleyError(f"no comments at {path}: {_DATA}") from None
     except KeyError as error:
         raise ShapleyError(
             f"{path}: expected the columns text and is_toxic (Toxic, Not Toxic); {error} is wrong"

@@ -25,9 +25,8 @@ from experiments.lab import models
 from experiments.lab.commands import Measured, mistakes
 from experiments.lab.provenance import provenance
 from experiments.lab.results import store
-from experiments.lab.texts import corpora
+from experiments.lab.texts import corpora, passages
 from experiments.sparse.simplicity import of_layer, of_neurons
-from shapley.builder import read_corpus
 from shapley.files import cache_directory, digest
 from shapley.hf.load import LanguageModel, describe, load_model
 from shapley.progress import say
@@ -67,13 +66,12 @@ def main(model: str, size: str, place: str, data: Path, out: Path | None, device
     start = time.monotonic()
     places = PLACES if place == "both" else tuple(one for one in PLACES if one == place)
     with mistakes():
-        passages = corpora(data)["passages"]
-        corpus = read_corpus(str(passages))
+        corpus = passages(data)
         lm = models.load(model, device) if model in models.MODELS else load_model(model, device=device)
         folder = cache_directory("experiments", "sparse", f"{name}-{lm.fingerprint[:8]}")
         found = work(lm, corpus, config, places, folder)
         command = f"python -m experiments.sparse.run --model {model} --size {size} --place {place}"
-        head = provenance(lm, None, command, {"passages": passages}) | {
+        head = provenance(lm, None, command, {"passages": corpora(data)["passages"]}) | {
             "size": size,
             "config": config,
             "seconds": round(time.monotonic() - start),
