@@ -93,34 +93,11 @@ def test_bases_go_through_the_commands(folder, monkeypatch, basis, site):
         assert result.exit_code == 0, result.output
         return result.output
 
-    estimated = [
-        "--prompts",
-        "p.jsonl",
-        "--site",
-        site,
-        "--estimator",
-        "permutation",
-        "--samples",
-        "3",
-        "--out",
-        "s.h5",
-    ]
+    estimated = f"--prompts p.jsonl --site {site} --estimator permutation --samples 3 --out s.h5".split()
     done("estimate", *own, *estimated)
     assert ScoreFile("s.h5").model["name"] == f"model@{basis}" and ScoreFile("s.h5").attrs("sport")["site"] == site
     done("cluster", "s.h5", "--topic", "sport", "--top-k", "5", "--out", "c.json")
-    sweep = [
-        "sweep",
-        "--prompts",
-        "p.jsonl",
-        "--cluster",
-        "c.json",
-        "--impairment",
-        "scale",
-        "--strength",
-        "0,1",
-        "--site",
-        site,
-    ]
+    sweep = f"sweep --prompts p.jsonl --cluster c.json --impairment scale --strength 0,1 --site {site}".split()
     done(*sweep, *own, "--out", "w.h5")
     found = read_sweep(Path("w.h5"))
     impairment = Impairment("scale", 1.0, site=site)

@@ -20,7 +20,7 @@ from experiments.lab.texts import PLAIN
 from shapley.curves import Z95, Curve
 from shapley.records import EVERYTHING
 from shapley.shape import Dose, Interval, impairment_dose, monotone_fit, retention
-from shapley.types import FloatArray
+from shapley.types import FloatArray, ValueName
 
 SMOOTH = 0.95
 _LOST = 0.95  # of what is above the floor, at ID95
@@ -95,18 +95,13 @@ class Results(Stored):
 
     def loss(self, place: Place, cluster: str, topic: str) -> Curve:
         """By strength, with a 95% band over prompts; nats a token."""
-        points = self._find("curve", place, cluster, topic)
-        loss = -np.array([point["logprob"] for point in points])
-        half = Z95 * np.array([_known(point["logprob_stderr"]) for point in points])
-        return Curve(np.array([point["strength"] for point in points]), loss, loss - half, loss + half)
+        strengths, mean, half = self._means("logprob", place, cluster, topic)
+        return Curve(strengths, -mean, -mean - half, -mean + half)
 
     def accuracy(self, place: Place, cluster: str, topic: str) -> Curve:
         """By strength, with a 95% band over prompts: the share of prompts whose answer is what the model expects most."""
-        points = self._find("curve", place, cluster, topic)
-        mean = np.array([point["accuracy"] for point in points])
-        half = Z95 * np.array([_known(point["accuracy_stderr"]) for point in points])
-        low, high = np.clip([mean - half, mean + half], 0, 1)
-        return Curve(np.array([point["strength"] for point in points]), mean, low, high)
+        strengths, mean, half = self._means("accuracy", place, cluster, topic)
+        return Curve(strengths, mean, np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1))
 
     def fit(self, place: Place, cluster: str, topic: str) -> dict[str, Any]:
         """The shape of the curve of log-probability."""
@@ -138,6 +133,14 @@ class Results(Stored):
             )
             found.append(Smoothness(one.kind, one.site, general, float(loss.mean[-1] - loss.mean[0]), clusters))
         return found
+
+    def _means(
+        self, name: ValueName, place: Place, cluster: str, topic: str
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """``[strengths]``: strengths, means over prompts, half the widths of their 95% bands."""
+        points = self._find("curve", place, cluster, topic)
+        mean, stderr = (np.array([_known(point[what]) for point in points]) for what in (name, f"{name}_stderr"))
+        return np.array([point["strength"] for point in points]), mean, Z95 * stderr
 
     def _find(self, what: str, place: Place, cluster: str, topic: str) -> list[dict[str, Any]]:
         return [
