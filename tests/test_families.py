@@ -171,6 +171,15 @@ def test_a_block_without_an_mlp_is_named():
         find_sites(model)
 
 
+@pytest.mark.parametrize("packed", [None, torch.nn.Parameter(torch.zeros(8))])
+def test_a_projection_that_keeps_no_matrix_is_named(packed):
+    """As quantised ones do."""
+    model = copy.deepcopy(tiny_model("llama"))
+    model.model.layers[1].mlp.down_proj.weight = packed
+    with pytest.raises(ShapleyError, match=r"'llama': block 1: the down-projection \(Linear\) has no matrix `weight`"):
+        find_sites(model)
+
+
 def test_structure_agrees_with_the_table(monkeypatch):
     """The rule for unknown families finds the same down-projection as the table, in every family."""
     expected = {family: find_sites(tiny_model(family)).family.down for family in FAMILIES}

@@ -43,7 +43,7 @@ _TOP_K = 50
 )
 @click.option("--text-column", default="text", show_default=True)
 @click.option("--topic-column", default="topic", show_default=True)
-@click.option("--passages", type=click.IntRange(2), help="So many passages, drawn at random. [default: all]")
+@click.option("--passages", type=click.IntRange(2), help="Draw so many at random, copies left out. [default: all]")
 @click.option("--tokens", default=32, show_default=True, type=click.IntRange(2), help="Of a passage, at most.")
 @model_options
 @click.option("--out", type=click.Path(path_type=Path), help="The page to write, a name that ends in .html.")

@@ -142,8 +142,9 @@ def find_sites(model: nn.Module) -> ModelSites:
         _block_sites(block, family, f"{told} block {layer}")
         for layer, block in enumerate(_part(model, family.blocks, "the list of blocks", f"{told} the model").children())
     ]
-    d_model, d_mlp = _down_shape(blocks[0].down)
-    if any(_down_shape(block.down) != (d_model, d_mlp) for block in blocks):
+    shapes = [_down_shape(block.down, f"{told} block {layer}") for layer, block in enumerate(blocks)]
+    d_model, d_mlp = shapes[0]
+    if any(shape != (d_model, d_mlp) for shape in shapes):
         raise ShapleyError(f"model type {model_type!r} has blocks of different MLP widths, which is not supported")
     return ModelSites(tuple(blocks), family.blocks, family, d_mlp, d_model)
 
@@ -205,8 +206,14 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-def _down_shape(down: nn.Module) -> tuple[int, int]:
+def _down_shape(down: nn.Module, called: str) -> tuple[int, int]:
     """``(d_model, d_mlp)``."""
+    weight = getattr(down, "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+        raise ShapleyError(
+            f"{called}: the down-projection ({type(down).__name__}) has no matrix `weight`, which neurons are counted and read "
+            "by; take a model that is not quantised"
+        )
     d_mlp, d_model = input_first(down).shape
     return d_model, d_mlp
 
