@@ -152,7 +152,7 @@ def test_numbers_do_not_depend_on_the_batch(kind, monkeypatch):
         return game.values(coalitions, draws=draws), *game.gradients(coalitions, prompts=prompts, draws=draws)
 
     whole = run()
-    monkeypatch.setattr("shapley.hf.scoring._CPU_ROWS", 2)
+    monkeypatch.setattr("shapley.hf.scoring._CPU_TOKENS", 25)
     for one, other in zip(whole, run(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 

@@ -67,7 +67,7 @@ def test_memory_and_batches_change_nothing_but_rounding(monkeypatch):
     whole = NeuronGame(tiny_lm("llama"), TOPIC).marginals(coalitions, players, **rows)
     small = NeuronGame(tiny_lm("llama"), TOPIC, memory=20_000)
     assert small._scorer._prefixes(3, small._plan(4, np.arange(4), None)) < 50
-    monkeypatch.setattr("shapley.hf.scoring._CPU_ROWS", 3)
+    monkeypatch.setattr("shapley.hf.scoring._CPU_TOKENS", 25)
     monkeypatch.setattr(RowScorer, "_prefixes", lambda *args: 2)
     np.testing.assert_allclose(small.marginals(coalitions, players, **rows), whole, atol=2e-6)
 

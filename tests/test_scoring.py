@@ -43,7 +43,7 @@ def test_prompts_that_cannot_be_scored(prompt, words):
 
 
 def test_batches_hold_rows_of_like_length(monkeypatch):
-    monkeypatch.setattr("shapley.hf.scoring._CPU_ROWS", 3)
+    monkeypatch.setattr("shapley.hf.scoring._CPU_TOKENS", 16)
     rows = scorer()
     shapes = []
     forward = rows._forward
@@ -55,7 +55,7 @@ def test_batches_hold_rows_of_like_length(monkeypatch):
     monkeypatch.setattr(rows, "_forward", spy)
     rows.values(["logprob"], RowPlan(np.array([2, 0, 1, 3, 2, 0, 1, 3])), cluster=())
     lengths = [length for batch in shapes for length in batch]
-    assert lengths == sorted(lengths) and [len(batch) for batch in shapes] == [3, 3, 2]
+    assert lengths == sorted(lengths) and [len(batch) for batch in shapes] == [4, 2, 1, 1]
 
 
 def test_order_of_rows_is_kept():

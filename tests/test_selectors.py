@@ -156,7 +156,8 @@ def test_the_guard_is_chosen_by_what_its_cluster_does():
     clusters = {
         float(guard): [(int(rng.integers(3)), int(c)) for c in rng.choice(24, 6, replace=False)] for guard in range(12)
     }
-    choice = choose_guard(lm, topics, "sport", {g: rank_first(lm, pairs) for g, pairs in clusters.items()}, 6)
+    rankings = {g: rank_first(lm, pairs) for g, pairs in clusters.items()}
+    choice = choose_guard(lm, topics, "sport", rankings, 6)
     before = {name: by_weights(lm, own.prompts, []) for name, own in topics.items()}
     drops = {
         g: {name: (before[name] - by_weights(lm, own.prompts, pairs)).mean() for name, own in topics.items()}
@@ -165,6 +166,10 @@ def test_the_guard_is_chosen_by_what_its_cluster_does():
     for g, drop in drops.items():
         assert choice.target[g] == pytest.approx(drop["sport"], abs=1e-5)
         assert choice.others[g] == pytest.approx(drop["music"], abs=1e-5)
+    known = choose_guard(
+        lm, topics, "sport", rankings, 6, intact=1 + np.concatenate([before["sport"], before["music"]])
+    )
+    assert known.target == pytest.approx({g: 1 + drop for g, drop in choice.target.items()}, abs=1e-5)
     specific = {g: d["sport"] for g, d in drops.items() if d["sport"] > 0 and d["music"] <= d["sport"] / 8}
     assert specific and choice.guard == max(specific, key=specific.get)
     unspecific = {g: rank_first(lm, clusters[g]) for g in clusters if g not in specific}

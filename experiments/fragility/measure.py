@@ -9,7 +9,6 @@ import numpy as np
 from joblib import Memory
 
 from experiments.fragility.abilities import Item
-from experiments.lab.measure import memory_for
 from shapley.files import cache_directory, digest
 from shapley.hf.load import LanguageModel
 from shapley.hf.scoring import RowPlan, RowScorer
@@ -29,7 +28,7 @@ def performances(
     prompt: the same at every strength and for every kind.
     """
     prompts = [item.good for item in items] + [item.bad for item in items if item.bad]
-    scorer = RowScorer(lm, prompts, impairment, memory=memory_for(lm))
+    scorer = RowScorer(lm, prompts, impairment)
     texts = (text for prompt in prompts for text in (prompt.prompt, prompt.answer, prompt.key))
     key = digest(*(text.encode() for text in (lm.fingerprint, *texts)))
     measure: Any = Memory(cache_directory("experiments", "rows"), verbose=0).cache(_measure, ignore=["scorer"])

@@ -15,7 +15,6 @@ import numpy as np
 from joblib import Memory
 
 from experiments.lab.commands import Measured, run_command
-from experiments.lab.measure import memory_for
 from experiments.lab.texts import COMMENT_TOPICS, Texts, comments
 from experiments.lab.toxicity import Toxicity, judged
 from shapley.files import cache_directory, digest
@@ -117,9 +116,7 @@ def continuations(lm: LanguageModel, beginnings: Sequence[str], stack: Stack, sa
 def _plain(lm: LanguageModel, passages: Sequence[Prompt], asked: Asked | None, draw: int) -> float:
     """Mean log-probability of plain text, nats a token."""
     impairment = Impairment("scale", 0.0) if asked is None else asked.impairment(draw)
-    values = RowScorer(lm, passages, impairment, memory=memory_for(lm)).values(
-        ["logprob"], RowPlan(np.arange(len(passages)))
-    )
+    values = RowScorer(lm, passages, impairment).values(["logprob"], RowPlan(np.arange(len(passages))))
     return round(float(values[0].mean()), 4)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from experiments.impairment_curves.originals import ORIGINALS, clusters_of, watched
 from experiments.impairment_curves.shapes import records_of
 from experiments.lab.commands import Measured, run_command
-from experiments.lab.measure import memory_for
 from experiments.lab.scores import SEED, SEMIVALUE, scored
 from experiments.lab.texts import Texts
 from shapley import __version__
@@ -103,7 +102,6 @@ def swept(
         cache_directory("experiments", "sweeps") / name,
         n_seeds=n_seeds,
         n_random=n_random,
-        memory=memory_for(lm),
         resume=True,
     )
 

@@ -20,12 +20,6 @@ from shapley.types import BoolArray, FloatArray, Site
 METRICS = ("logprob", "accuracy")
 
 
-def memory_for(lm: LanguageModel) -> int | None:
-    """Bytes for activations: on a CPU batches of some ten rows, as in larger ones short prompts are padded to plain text's
-    length; on a GPU what is chosen by default."""
-    return 80 << 20 if lm.device.type == "cpu" else None
-
-
 def gain_site(lm: LanguageModel) -> Site:
     """Where scaling everything does something: at the neurons, or behind the norm after the MLP, which would undo that. Without
     such a norm both are the same."""
@@ -34,7 +28,7 @@ def gain_site(lm: LanguageModel) -> Site:
 
 def answered(lm: LanguageModel, prompts: Sequence[Prompt]) -> BoolArray:
     """``[prompt]``: whether the untouched model's likeliest tokens are the answer."""
-    scorer = RowScorer(lm, prompts, Impairment("zero"), memory=memory_for(lm))
+    scorer = RowScorer(lm, prompts, Impairment("zero"))
     right: BoolArray = scorer.values(["accuracy"], RowPlan(np.arange(len(prompts))), cluster=())[0] > 0
     return right
 
@@ -54,7 +48,7 @@ class Ward:
     ) -> None:
         self.impairment = impairment or Impairment("zero")
         self.n_draws = n_draws if self.impairment.is_random else 1
-        self._scorer = RowScorer(lm, prompts, self.impairment, memory=memory_for(lm))
+        self._scorer = RowScorer(lm, prompts, self.impairment)
         self._key = digest(*(text.encode() for text in (lm.fingerprint, *(prompt.key for prompt in prompts))))
         self._measure: Any = Memory(cache_directory("experiments", "rows"), verbose=0).cache(
             _measure, ignore=["scorer"]

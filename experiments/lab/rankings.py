@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.lab.measure import Ward
 from shapley.clusters import Ranking
 from shapley.files import atomic_path, cache_directory, digest
 from shapley.hf.load import LanguageModel
@@ -69,7 +70,8 @@ def _guard(
     rankings = {guard: replace(selector(name), guard=guard).rank(evidence, topic, others) for guard in GUARDS}
     prompts = {other: own.first(config["chosen_on"]) for other, own in evidence.prompts.items()}
     site = evidence.score_file(name).attrs(topic)["site"] if selector(name).reads == "scores" else "mlp_hidden"
-    return choose_guard(lm, prompts, topic, rankings, k, site=site).guard
+    intact = Ward(lm, [prompt for own in prompts.values() for prompt in own.prompts]).values(())[0]
+    return choose_guard(lm, prompts, topic, rankings, k, site=site, intact=intact).guard
 
 
 def _of_scores(evidence: Evidence, config: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ import torch
 from joblib import Memory
 from torch import Tensor
 
-from experiments.lab.measure import METRICS, memory_for
+from experiments.lab.measure import METRICS
 from shapley.clusters import Cluster
 from shapley.files import cache_directory, digest
 from shapley.hf.hooks import attach
@@ -61,7 +61,7 @@ def _measure(
     targets = (
         lm.statistics("mlp_hidden").mean.cpu().numpy()[layers, columns] if kind == "mean" else np.zeros(len(layers))
     )
-    scorer = RowScorer(lm, prompts, Impairment("zero"), memory=memory_for(lm))
+    scorer = RowScorer(lm, prompts, Impairment("zero"))
     with replaced_above(lm, layers, columns, thresholds, targets):
         return scorer.values(METRICS, RowPlan(np.arange(len(prompts))), cluster=())
 

@@ -25,7 +25,7 @@ from shapley.prompts import Prompt
 from shapley.types import BoolArray, Float32Array, FloatArray, Gates, IntArray
 from shapley.values import row_values
 
-_CPU_ROWS = 64  # two to sixteen cores are saturated long before this
+_CPU_TOKENS = 512  # enough for matrix products; of more, more are padding, as rows of a batch differ more in length
 _GPU_ROWS = 4096
 _CPU_REPLAYED_TOKENS = 1024  # fewer, so that a batch spans fewer layers
 _GPU_REPLAYED_TOKENS = 16_384
@@ -344,23 +344,22 @@ class RowScorer:
             _halving(batch, run)
 
     def _split(self, order: IntArray, prompts: IntArray, backward: bool) -> Iterator[IntArray]:
-        """Consecutive runs of the sorted rows, each within the memory budget at its longest row."""
+        """Consecutive runs of the sorted rows, each within its limits at its last row, which is its longest."""
+        lengths = self._lengths[prompts[order]].tolist()
         start = 0
-        while start < len(order):
-            stop = min(start + self._most_rows, len(order))
-            longest = int(self._lengths[prompts[order[stop - 1]]])
-            fits = max(1, self.memory // self._row_bytes(longest, backward))
-            stop = min(stop, start + fits)
-            yield order[start:stop]
-            start = stop
+        for stop in range(1, len(order) + 1):
+            if stop == len(order) or stop + 1 - start > self._most_rows(lengths[stop], backward):
+                yield order[start:stop]
+                start = stop
+
+    def _most_rows(self, longest: int, backward: bool) -> int:
+        """Of a batch."""
+        most = _CPU_TOKENS // longest if self.lm.device.type == "cpu" else _GPU_ROWS
+        return min(most, self.memory // self._row_bytes(longest, backward))
 
     @property
     def _replayed_tokens(self) -> int:
         return _CPU_REPLAYED_TOKENS if self.lm.device.type == "cpu" else _GPU_REPLAYED_TOKENS
-
-    @property
-    def _most_rows(self) -> int:
-        return _CPU_ROWS if self.lm.device.type == "cpu" else _GPU_ROWS
 
     def _row_bytes(self, length: int, backward: bool) -> int:
         """Bytes of activations of one row: a block's working set, kept for every block when a backward follows."""

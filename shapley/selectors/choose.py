@@ -12,7 +12,7 @@ from shapley.clusters import Ranking, select
 from shapley.errors import ShapleyError, unknown_name
 from shapley.impairment import Impairment
 from shapley.prompts import TopicPrompts
-from shapley.types import Site
+from shapley.types import FloatArray, Site
 
 if TYPE_CHECKING:
     from shapley.hf.load import LanguageModel
@@ -38,6 +38,7 @@ def choose_guard(
     k: int,
     *,
     site: Site = "mlp_hidden",
+    intact: FloatArray | None = None,
     memory: int | None = None,
 ) -> Choice:
     """Of several guards, the one whose cluster of ``k`` neurons takes most from the topic, among those that take at most an
@@ -49,6 +50,8 @@ def choose_guard(
         rankings: for ``topic``, by guard.
         k: neurons of a cluster; groups, where groups are ranked.
         site: of what is ranked, and zeroed.
+        intact: ``[prompts]``, log-probabilities of the prompts of all topics, in order, in the untouched model, where they are
+            known.
 
     Raises:
         ShapleyError: no prompts of ``topic``, or of no other.
@@ -62,15 +65,15 @@ def choose_guard(
     every = [prompt for own in prompts.values() for prompt in own.prompts]
     of = np.array([prompt.topic for prompt in every])
     width = lm.sites.width(site)
-    coalitions = np.ones((1 + len(rankings), lm.sites.n_layers * width), dtype=bool)
-    for row, ranking in zip(coalitions[1:], rankings.values(), strict=True):
+    coalitions = np.ones((len(rankings), lm.sites.n_layers * width), dtype=bool)
+    for row, ranking in zip(coalitions, rankings.values(), strict=True):
         layers, columns = np.array(select(ranking, top_k=k)).T
         row[layers * width + columns] = False
     n = len(every)
     plan = RowPlan(np.tile(np.arange(n), len(coalitions)), np.repeat(np.arange(len(coalitions)), n))
     scorer = RowScorer(lm, every, Impairment("zero", site=site), memory=memory)
     values = scorer.values(["logprob"], plan, coalitions=coalitions)[0].reshape(len(coalitions), n)
-    drops = values[0] - values[1:]
+    drops = (scorer.values(["logprob"], RowPlan(np.arange(n)), cluster=())[0] if intact is None else intact) - values
     by_topic = {other: drops[:, of == other].mean(axis=1) for other in prompts}
     target = by_topic.pop(topic)
     others = np.mean(list(by_topic.values()), axis=0)
