@@ -72,7 +72,7 @@ def selectivity_figure(results: Results) -> Figure:
             axes.errorbar(places, means, yerr=sides, fmt=marker, color=colour, markersize=4, elinewidth=1, label=label)
         axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
         axes.set_xticks(range(len(effects)), results.bases, rotation=30, ha="right", fontsize=8)
-        axes.set_title(f"{fraction:.1%} of the players", fontsize=10)
+        axes.set_title(f"{100 * fraction:g}% of the players", fontsize=10)
     panels[0].set_ylabel("drop of log-probability (nats)")
     panels[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{results.head['model']['name']}: clusters by the guarded contrast, zeroed", fontsize=10)
