@@ -82,8 +82,8 @@ def _specificity(results: Results) -> str:
         )
         better = [basis for basis, own in found.items() if basis != STANDARD[basis] and own.gain.low > 0]
         parts.append(
-            f"Clusters of {100 * fraction:g}% of the players take: {shapes}; more selective than those of {_STANDARD} on the same "
-            f"prompts, beyond the interval: {_named(better)}"
+            f"Clusters of {100 * fraction:g}% of the players take: {shapes}; more selective than those of {_STANDARD} on the "
+            f"same prompts, beyond the interval: {_named(better)}"
         )
     return ". ".join([*parts, *_at_matched_damage(results)]) + "."
 

@@ -106,7 +106,7 @@ def _build(lm: LanguageModel, data: Path, per_topic: int, n_plain: int) -> dict[
             )
             built[held_out] += sides[1]
         built["selection"] += sides[0]
-    say(f"{lm.name}: scoring {sum(map(len, built.values()))} prompts on the untouched model, once")
+    say(f"{lm.name}: scoring prompts on the untouched model, {sum(map(len, built.values()))} at most, once")
     kept = {name: _likely(lm, prompts, per_topic) for name, prompts in built.items() if prompts}
     kept[PLAIN] = score_baseline(lm, _plain(lm, dbpedia, n_plain))
     return kept
