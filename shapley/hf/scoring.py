@@ -25,9 +25,7 @@ from shapley.prompts import Prompt
 from shapley.types import BoolArray, Float32Array, FloatArray, Gates, IntArray
 from shapley.values import row_values
 
-_CPU_TOKENS = (
-    512  # matrix products gain little from more, and rows of larger batches differ more in length: more padding
-)
+_CPU_TOKENS = 512  # matrix products gain little from more, and rows of larger batches are padded more
 _GPU_ROWS = 4096
 _CPU_REPLAYED_TOKENS = 1024  # fewer, so that a batch spans fewer layers
 _GPU_REPLAYED_TOKENS = 16_384
