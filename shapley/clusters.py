@@ -70,14 +70,20 @@ class Cluster:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ShapleyError(f"no cluster file at {path}: make one with 'shapley cluster'") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ShapleyError(f"cannot read cluster file {path}: {error}") from error
+        except ValueError:  # no UTF-8, or no JSON
+            raise ShapleyError(f"{path} is no cluster file, which is JSON: make one with 'shapley cluster'") from None
+        except OSError as error:
+            raise ShapleyError(f"cannot read cluster file {path}: {error.strerror or error}") from error
         if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
             raise ShapleyError(f"{path} is not a cluster file of version {VERSION}")
         try:
-            return cls.from_record(record)
+            found = cls.from_record(record)
         except (KeyError, TypeError, ValueError) as error:
             raise ShapleyError(f"{path}: 'neurons' must be a list of [layer, neuron] pairs") from error
+        if not found.neurons or len(set(found.neurons)) < len(found.neurons):
+            what = "one is there twice" if found.neurons else "there are none"
+            raise ShapleyError(f"{path}: 'neurons' must be a list of [layer, neuron] pairs, each once, but {what}")
+        return found
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Cluster:

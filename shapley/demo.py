@@ -92,7 +92,7 @@ def run_demo(out: Path, *, resume: bool, say: Callable[[str], None], argv: Seque
 
     clock.step("6/6 write the report")
     report, picture = write_report(out), out / "specificity.png"
-    save(specificity_figure(read_sweep(out / SWEEPS[0].file), TOPICS), picture)
+    save(specificity_figure(read_sweep(out / SWEEPS[0].file)), picture)
     clock.done(f"open {report} in a browser; its first picture is {picture}")
     return report
 

@@ -138,10 +138,20 @@ def check_output(
     if out.exists() and not (resume or overwrite):
         hint = ", or --resume to go on with it" if resumable else ""
         raise ShapleyError(f"{out} exists: pass --overwrite to replace it{hint}")
+    if resumable and not (resume or overwrite) and checkpoint_of(out).exists():
+        raise ShapleyError(
+            f"{checkpoint_of(out)} holds the work of a run that was stopped: pass --resume to go on with it, or --overwrite "
+            "to start again"
+        )
     if not out.parent.is_dir():
         raise ShapleyError(f"cannot write {out}: the folder {out.parent} does not exist; make it first")
     if not os.access(out.parent, os.W_OK):
         raise ShapleyError(f"cannot write {out}: no permission to write in {out.parent}")
+
+
+def checkpoint_of(out: Path) -> Path:
+    """Where a run that writes ``out`` keeps what it has done so far."""
+    return out.with_name(f"{out.name}.checkpoint")
 
 
 def disk_is_full(error: BaseException) -> bool:

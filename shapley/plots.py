@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def sweep_figure(sweep: Sweep, name: ValueName = "logprob") -> Figure:
 
 def _cluster_panel(axes: Axes, sweep: Sweep, cluster: str, name: ValueName) -> None:
     for topic, colour in zip(sweep.records, cycle(COLOURS), strict=False):
-        own = cluster.removeprefix("cluster-") == topic
+        own = sweep.of_topics.get(cluster) == topic
         _band(axes, curve(sweep, topic, cluster, name), colour, topic, width=2.4 if own else 1.4)
         controls = sweep.controls(cluster)
         if controls:
@@ -61,6 +61,11 @@ def _cluster_panel(axes: Axes, sweep: Sweep, cluster: str, name: ValueName) -> N
     what = "everything" if cluster == EVERYTHING else f"{cluster} ({size} of {sweep.impairment.site})"
     axes.set_title(_plain(what))
     axes.set_xlabel(strength_label(sweep))
+
+
+def cluster_name(cluster: str) -> str:
+    """What a cluster is called where all are clusters."""
+    return cluster.removeprefix("cluster-")
 
 
 def strength_label(sweep: Sweep) -> str:
@@ -79,13 +84,15 @@ def _band(axes: Axes, line: Curve, colour: str, label: str, *, width: float) -> 
     axes.fill_between(line.strengths, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
 
 
-def specificity_figure(sweep: Sweep, topics: Sequence[str], name: ValueName = "logprob") -> Figure:
+def specificity_figure(sweep: Sweep, name: ValueName = "logprob") -> Figure:
     """The point of it all: with each topic's cluster impaired, the change of that topic, of the others, and of the same
     topic under random clusters of as many neurons."""
-    figure = Figure(figsize=(3.3 * len(topics) + 0.4, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(topics), sharey=True, squeeze=False)[0]
-    for axes, topic, colour in zip(panels, topics, cycle(COLOURS), strict=False):
-        cluster = f"cluster-{topic}"
+    chosen = sweep.of_topics
+    colours = dict(zip(sweep.records, cycle(COLOURS), strict=False))
+    figure = Figure(figsize=(3.3 * len(chosen) + 0.4, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
+    for axes, (cluster, topic) in zip(panels, chosen.items(), strict=True):
+        colour = colours[topic]
         _band(axes, curve(sweep, topic, cluster, name, change=True), colour, f"{topic} prompts", width=2.4)
         others = [curve(sweep, other, cluster, name, change=True) for other in sweep.records if other != topic]
         for i, (line, other) in enumerate(zip(others, [t for t in sweep.records if t != topic], strict=True)):
@@ -107,7 +114,7 @@ def specificity_figure(sweep: Sweep, topics: Sequence[str], name: ValueName = "l
             )
         axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
         size = sweep.sizes[sweep.clusters.index(cluster)]
-        axes.set_title(_plain(f"{topic} cluster impaired ({size} neurons)"))
+        axes.set_title(_plain(f"{cluster_name(cluster)} cluster impaired ({size} neurons)"))
         axes.set_xlabel(strength_label(sweep))
         axes.legend(frameon=False, fontsize=7.5)
     panels[0].set_ylabel(f"change of {LABELS[name]}")

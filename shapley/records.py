@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ class Sweep:
         """``[strength, seed, prompt]`` of one topic and cluster. Loss is the cross-entropy, lower is better."""
         values = self.records[topic][METRICS.index(name), self.clusters.index(cluster)]
         return -values if name == "loss" else values
+
+    @property
+    def of_topics(self) -> dict[str, str]:
+        """By cluster, the topic that it was chosen for, of the topics measured; where a file says none, of its name."""
+        chosen_for = json.loads(self.attrs.get("cluster_topics", "{}"))
+        found = {cluster: chosen_for.get(cluster, cluster.removeprefix("cluster-")) for cluster in self.clusters}
+        return {cluster: topic for cluster, topic in found.items() if topic in self.records}
 
     def controls(self, cluster: str) -> list[str]:
         """The random clusters that go with one."""

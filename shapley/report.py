@@ -21,13 +21,15 @@ from shapley.clusters import Cluster, Ranking
 from shapley.curves import Contrast, contrast, curve
 from shapley.errors import ShapleyError
 from shapley.files import write_text
-from shapley.plots import layers_figure, specificity_figure, sweep_figure, top_figure
+from shapley.plots import cluster_name, layers_figure, specificity_figure, sweep_figure, top_figure
 from shapley.prompts import TopicPrompts, read_prompts
 from shapley.records import EVERYTHING, Sweep, read_sweep
+from shapley.shape import monotone_fit
 from shapley.store import ScoreFile
 from shapley.types import BoolArray, FloatArray
 
 TOP = 100
+FOLLOWS = 0.95  # of a curve, explained by a monotone fit
 SHOWN = 15
 
 
@@ -60,8 +62,9 @@ def read_run(directory: Path) -> Run:
                 raise
             sweeps[path.stem] = read_sweep(path)
     if len(scores) != 1:
-        names = ", ".join(file.path.name for file in scores) or "none"
-        raise ShapleyError(f"{directory} must hold one score file, found {names}: make one with 'shapley estimate'")
+        names = ", ".join(file.path.name for file in scores)
+        remedy = "keep each in a folder of its own" if scores else "make one with 'shapley estimate'"
+        raise ShapleyError(f"{directory} must hold one score file, found {names or 'none'}: {remedy}")
     grouped = [topic for topic in scores[0].topics if scores[0].groups(topic) is not None]
     if grouped:
         raise ShapleyError(
@@ -107,9 +110,7 @@ def _content(run: Run) -> dict[str, Any]:
         "agreement": {topic: split_half(run.scores, topic) for topic in topics},
         "overlap": _overlap(grids),
         "clusters": {name: (len(cluster), _in_words(cluster.rule)) for name, cluster in run.clusters.items()},
-        "leading": None
-        if leading is None
-        else _image(specificity_figure(leading, _cluster_topics(leading)), "Specificity"),
+        "leading": None if leading is None else _image(specificity_figure(leading), "Specificity"),
         "leading_sweep": leading,
         "sweeps": [
             (
@@ -123,6 +124,7 @@ def _content(run: Run) -> dict[str, Any]:
         "hypothesis_a": hypothesis_a(run.sweeps),
         "hypothesis_b": hypothesis_b(run.sweeps),
         "top": TOP,
+        "least": FOLLOWS,
     }
 
 
@@ -150,16 +152,12 @@ def _in_words(rule: Mapping[str, Any]) -> str:
 
 def _leading_sweep(run: Run) -> Sweep | None:
     """The sweep that opens the report: the first with topic clusters."""
-    return next((sweep for sweep in run.sweeps.values() if _cluster_topics(sweep)), None)
+    return next((sweep for sweep in run.sweeps.values() if sweep.of_topics), None)
 
 
 def _place(sweep: Sweep) -> tuple[bool, bool]:
     """Sweeps at the neurons come first, and scaling, which has nothing random, before the others."""
     return sweep.impairment.site != "mlp_hidden", sweep.impairment.kind != "scale"
-
-
-def _cluster_topics(sweep: Sweep) -> list[str]:
-    return [topic for topic in sweep.records if f"cluster-{topic}" in sweep.clusters]
 
 
 def _baselines(run: Run) -> list[dict[str, Any]]:
@@ -223,22 +221,22 @@ def _overlap(grids: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def hypothesis_a(sweeps: dict[str, Sweep]) -> list[dict[str, Any]]:
-    """(A) General impairment follows strength: Spearman's rank correlation of strength and performance, every topic,
-    where everything is impaired."""
+    """(A) General impairment follows strength: how much of every topic's course over strength a curve that only falls
+    explains, where everything is impaired."""
     rows = []
     for name, sweep in sweeps.items():
         clusters = [EVERYTHING] if EVERYTHING in sweep.clusters else []
         for cluster, topic in itertools.product(clusters, sweep.records):
             line = curve(sweep, topic, cluster)
-            rho = float(stats.spearmanr(line.strengths, line.mean).statistic)
+            _, explained = monotone_fit(line.strengths, line.mean)
             rows.append(
                 {
                     "sweep": name,
                     "topic": topic,
-                    "rho": rho,
+                    "explained": explained,
                     "first": line.mean[0],
                     "last": line.mean[-1],
-                    "follows": rho <= -0.8,
+                    "follows": explained >= FOLLOWS,
                 }
             )
     return rows
@@ -248,11 +246,12 @@ def hypothesis_b(sweeps: dict[str, Sweep]) -> list[dict[str, Any]]:
     """(B) The cluster's own topic suffers more: drops at the strongest impairment of each sweep."""
     rows: list[dict[str, Any]] = []
     for name, sweep in sweeps.items():
-        for topic in _cluster_topics(sweep):
-            cluster = f"cluster-{topic}"
+        for cluster, topic in sweep.of_topics.items():
             found: Contrast = contrast(sweep, topic, cluster)
             size = sweep.sizes[sweep.clusters.index(cluster)]
-            rows.append({"sweep": name, "topic": topic, "size": size, "contrast": found})
+            rows.append(
+                {"sweep": name, "cluster": cluster_name(cluster), "topic": topic, "size": size, "contrast": found}
+            )
     return rows
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from shapley.errors import ShapleyError
 from shapley.estimators.base import Estimate, Estimator
 from shapley.estimators.registry import Plan, build
-from shapley.files import check_output
+from shapley.files import check_output, checkpoint_of
 from shapley.game import NeuronGame
 from shapley.groups import GroupGame, Partitioner
 from shapley.hf.load import LanguageModel, describe
@@ -72,7 +72,7 @@ def estimate(
     """
     plan, impairment, out = plan or Plan(), impairment or Impairment(), Path(out)
     model = describe(lm)
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    checkpoint = checkpoint_of(out)
     places = worker_devices(devices, lm.device, workers)
     check_output(out, resume=resume, overwrite=overwrite)
     keep = resume and out.exists()
@@ -104,7 +104,7 @@ def estimate(
             estimator, reason = build(plan, game, key=topic)
             seconds = 0.0
             if resume and checkpoint.exists():
-                saved, state = read_checkpoint(checkpoint)
+                saved, state = read_checkpoint(checkpoint, f": delete it to start {topic!r} again, and pass --resume")
                 record = json.loads(saved)
                 if record["topic"] not in topics:
                     raise ShapleyError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,8 @@ def read_checkpoint(path: Path, remedy: str = ": start again with --overwrite") 
         ShapleyError: it cannot be read, or is damaged.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is not one, or cut short")
         with np.load(path, allow_pickle=False) as arrays:
             state = {name: arrays[name] for name in arrays.files}
         settings, *stored = np.atleast_1d(state.pop("settings")).tolist()

@@ -87,11 +87,17 @@ class SweepDesign:
             "package_version": __version__,
             "argv": json.dumps(list(argv)),
             "settings": json.dumps(self.settings(topics)),
+            "cluster_topics": json.dumps(self._cluster_topics()),
             **{f"model_{name}": value for name, value in self.model.items()},
         }
         ends = np.cumsum([len(topic) for topic in topics.values()])
         records = dict(zip(topics, np.split(values, ends[:-1], axis=-1), strict=True))
         return Sweep(records, list(self.arms), self.sizes, self.strengths, self.absolute, self.impairment, attrs)
+
+    def _cluster_topics(self) -> dict[str, str]:
+        """What the clusters say that they were chosen for; random controls, of nothing."""
+        rules = {name: arm.rule for name, arm in self.arms.items() if arm is not None and "/random-" not in name}
+        return {name: rule["topic"] for name, rule in rules.items() if isinstance(rule.get("topic"), str)}
 
     def record(self) -> dict[str, Any]:
         """For JSON."""

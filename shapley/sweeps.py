@@ -17,7 +17,7 @@ import torch
 
 from shapley.clusters import Cluster, random_like
 from shapley.errors import ShapleyError
-from shapley.files import check_output
+from shapley.files import check_output, checkpoint_of
 from shapley.footprint import footprint
 from shapley.game import game_dtypes
 from shapley.hf.hooks import cluster_mask
@@ -69,7 +69,7 @@ def sweep(
     """
     out = Path(out)
     check_output(out, resume=resume, overwrite=overwrite)
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    checkpoint = checkpoint_of(out)
     design = design_of(lm, clusters, impairment, strengths, n_seeds=n_seeds, n_random=n_random, dtype=dtype, show=show)
     scorer = SweepScorer(lm, design, topics, memory)
     settings = design.settings(topics)

@@ -121,6 +121,15 @@ def test_top_formats(shapley, scores, style):
     assert len(rows) == 3
 
 
+def test_what_was_not_estimated_is_null_in_json(shapley, scores):
+    with h5py.File(scores, "a") as file:
+        stderr = file["topics/artist/stderr"]
+        stderr[...] = np.nan
+        seal(stderr)
+    rows = json.loads(shapley("top", scores, "--topic", "artist", "-k", 3, "--json")[1], parse_constant=pytest.fail)
+    assert [row["stderr"] for row in rows] == [None] * 3
+
+
 def test_estimate_and_merge(shapley, model, prompts, scores, tmp_path):
     other, pooled = tmp_path / "s2.h5", tmp_path / "pooled.h5"
     shapley("estimate", "--model", model, "--prompts", prompts, "--out", other, "--samples", 64, "--seed", 1)
@@ -220,11 +229,12 @@ MISTAKES = {
     "fraction": (["cluster", "{scores}", "--topic", "artist", "--fraction", "2", "--out", "{tmp}/c.json"], "between 0 and 1"),
     "cluster exists": (["cluster", "{scores}", "--topic", "artist", "--top-k", "3", "--out", "{text}"], "--overwrite"),
     "no cluster": (["sweep", "--cluster", "{tmp}/none.json"], "no cluster file"),
-    "not a cluster": (["sweep", "--cluster", "{text}"], "cannot read cluster file"),
+    "not a cluster": (["sweep", "--cluster", "{text}"], "is no cluster file, which is JSON"),
     "cluster of another model": (["sweep", "--cluster", "{alien}"], "another model"),
     "sweep strengths": (["sweep", "--cluster", "all", "--strength", "0:1"], "START:STOP:STEP"),
     "sweep text": (["sweep", "--cluster", "all", "--strength", "a,b"], "expected numbers"),
     "plot": (["sweep", "--cluster", "all", "--plot", "{tmp}/w.doc"], ".png"),
+    "plot nowhere": (["sweep", "--cluster", "all", "--plot", "{tmp}/none/w.png"], "the folder"),
     "merge other model": (["merge", "{scores}", "{otherscores}", "--out", "{tmp}/m.h5"], "another model"),
     "merge twice": (["merge", "{scores}", "{scores}", "--out", "{tmp}/m.h5"], "cannot be counted twice"),
     "report nowhere": (["report", "{tmp}/none"], "no folder"),

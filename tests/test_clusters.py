@@ -208,8 +208,8 @@ class TestFile:
         ("content", "words"),
         [
             (b"[[0, 1]]", "is not a cluster file"),
-            (b"{", "cannot read cluster file"),
-            (b"\xff\xfe\x00", "cannot read cluster file"),
+            (b"{", "is no cluster file, which is JSON"),
+            (b"\xff\xfe\x00", "is no cluster file, which is JSON"),
             (b'{"format": "neuron-shapley", "version": 1, "neurons": []}', "is not a cluster file"),
             (
                 b'{"format": "neuron-shapley-cluster", "version": 2, "neurons": []}',
@@ -220,6 +220,8 @@ class TestFile:
             (b'{"format": "neuron-shapley-cluster", "version": 1, "neurons": [1, 2]}', "'neurons' must be"),
             (b'{"format": "neuron-shapley-cluster", "version": 1, "neurons": [[1, 2, 3]]}', "'neurons' must be"),
             (b'{"format": "neuron-shapley-cluster", "version": 1, "neurons": [[0, "x"]]}', "'neurons' must be"),
+            (b'{"format": "neuron-shapley-cluster", "version": 1, "neurons": []}', "each once, but there are none"),
+            (b'{"format": "neuron-shapley-cluster", "version": 1, "neurons": [[1, 1], [1, 1]]}', "one is there twice"),
         ],
     )
     def test_bad_files_are_refused(self, tmp_path, content, words):

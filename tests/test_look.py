@@ -313,6 +313,9 @@ def test_command(lm, tmp_path, monkeypatch):
     assert [card["layer"] for card in printed["players"]] == [2, 0] and "2 neurons of" in out.read_text()
     again = CliRunner().invoke(cli, [*arguments, "--out", str(out)])
     assert "--overwrite" in str(again.exception)
+    monkeypatch.setattr("shapley.cli.neurons._MOST", 70)
+    many = CliRunner().invoke(cli, [*arguments[:3], "--sample", "9999", *arguments[5:], "--json"])
+    assert "72 neurons are too many for a page: ask for 70 at most" in str(many.exception)
     long = CliRunner().invoke(cli, [*arguments, "--json", "--tokens", "100000"])
     assert re.search("--tokens 100000: .* takes", str(long.exception))
 

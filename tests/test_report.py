@@ -112,7 +112,7 @@ def fill(folder):
     sweep = sweep_of({"athlete": falling(*ATHLETE_DROPS), "artist": falling(*ARTIST_DROPS)}, ARMS)
     write_sweep(folder / "scale.h5", sweep)
     general = {"athlete": falling([5.0] * 4), "artist": falling([1.0] * 4)}
-    general["artist"][:, 1] = -3.0  # -1, -3, -2: rank correlation -0.5
+    general["artist"][:, 1] = -3.0  # -1, -3, -2
     write_sweep(folder / "general.h5", sweep_of(general, ["everything"], kind="noise", unit="sd"))
     (folder / "notes.json").write_text('{"mine": true}')
     return folder
@@ -185,13 +185,20 @@ class TestPage:
 
     def test_hypothesis_b(self, page):
         """Own drop 2.00 with error 0.8165 / 2; others 0.25; random neurons 0.1 and 0.3."""
-        row = page.row("scale", "athlete", "7")
-        assert row[3:] == ["1", "2.00 ± 0.41", "0.25 ± 0.00", "0.20 ± 0.10", "yes"]
+        row = page.row("scale", "athlete", "athlete", "7")
+        assert row[4:] == ["1", "2.00 ± 0.41", "0.25 ± 0.00", "0.20 ± 0.10", "yes"]
+
+    def test_whose_cluster_it_is_says_its_rule_and_not_its_name(self, folder):
+        sweep = sweep_of({"athlete": falling(*ATHLETE_DROPS), "artist": falling(*ARTIST_DROPS)}, ARMS)
+        sweep.attrs["cluster_topics"] = json.dumps({"cluster-athlete": "artist"})
+        write_sweep(folder / "scale.h5", sweep)
+        page = Page(write_report(folder).read_text(encoding="utf-8"))
+        assert page.row("scale", "athlete")[2:6] == ["artist", "7", "1", "0.25 ± 0.00"]
 
     def test_hypothesis_a(self, page):
-        """The rank correlation of 0, 1, 2 with -1, -3, -2 is -0.5."""
-        assert page.row("general", "athlete") == ["general", "athlete", "-1.00", "-6.00", "-1.00", "yes"]
-        assert page.row("general", "artist") == ["general", "artist", "-1.00", "-2.00", "-0.50", "no"]
+        """The monotone fit of -1, -3, -2 is -1, -2.5, -2.5, which leaves .5 of 2."""
+        assert page.row("general", "athlete") == ["general", "athlete", "-1.00", "-6.00", "1.00", "yes"]
+        assert page.row("general", "artist") == ["general", "artist", "-1.00", "-2.00", "0.75", "no"]
 
     def test_agreement_of_two_halves(self, source, page):
         for topic in ("athlete", "artist"):
@@ -231,7 +238,7 @@ def test_html_in_names_is_text(tmp_path):
     for topic in topics:
         assert [topic, "score", "95% interval", "from"] in page.rows
         assert page.row("p.jsonl", topic)
-    assert page.row("w", topics[0], "7") and page.row("w", topics[1])
+    assert page.row("w", topics[0], topics[0], "7") and page.row("w", topics[1])
 
 
 class TestFolders:
@@ -265,7 +272,7 @@ class TestFolders:
 
     def test_two_score_files(self, folder):
         write_scores(folder / "again.h5", MODEL, {"athlete": scores_of(1)}, keep=False)
-        with pytest.raises(ShapleyError, match=r"must hold one score file, found again\.h5, scores\.h5"):
+        with pytest.raises(ShapleyError, match=r"found again\.h5, scores\.h5: keep each in a folder of its own"):
             write_report(folder)
 
     def test_a_broken_file_is_named(self, folder):
@@ -323,7 +330,7 @@ class TestFigures:
         assert axes.get_xlabel() == "scale strength"
 
     def test_specificity_is_the_change_from_the_untouched_model(self):
-        (axes,) = specificity_figure(self.sweep, ["athlete"]).axes
+        (axes,) = specificity_figure(self.sweep).axes
         lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
         np.testing.assert_allclose(lines["athlete prompts"], [0, -1, -2])
         np.testing.assert_allclose(lines["artist prompts"], [0, -0.125, -0.25])

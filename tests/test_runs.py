@@ -192,6 +192,28 @@ class TestRefusals:
             estimate(LM, TOPICS, out, plan=self.plan, resume=True, show=False)
         assert checkpoint.exists()
 
+    def test_work_that_was_stopped_is_not_begun_again_unasked(self, tmp_path):
+        out, checkpoint = tmp_path / "s.h5", tmp_path / "s.h5.checkpoint"
+        runs.write_checkpoint(checkpoint, json.dumps({"topic": "athlete", "settings": {}, "seconds": 1}), {})
+        before = checkpoint.read_bytes()
+        with pytest.raises(ShapleyError, match=r"s\.h5\.checkpoint holds the work .* --resume .* --overwrite"):
+            estimate(LM, TOPICS, out, plan=self.plan, show=False)
+        assert checkpoint.read_bytes() == before and not out.exists()
+
+    def test_past_a_damaged_checkpoint_finished_topics_are_kept(self, tmp_path):
+        out, checkpoint = tmp_path / "s.h5", tmp_path / "s.h5.checkpoint"
+        first, second = TOPICS
+        estimate(LM, {first: TOPICS[first]}, out, plan=self.plan, show=False)
+        whole = ScoreFile(out)[first].score
+        checkpoint.write_text("text")
+        with pytest.raises(
+            ShapleyError, match=f"cannot read checkpoint .*not one.*: delete it to start '{second}' again"
+        ):
+            estimate(LM, TOPICS, out, plan=self.plan, resume=True, show=False)
+        checkpoint.unlink()
+        scores = estimate(LM, TOPICS, out, plan=self.plan, resume=True, show=False)
+        assert scores.topics == sorted(TOPICS) and np.array_equal(scores[first].score, whole, equal_nan=True)
+
     def test_a_refused_overwrite_keeps_what_is_there(self, tmp_path):
         out = tmp_path / "s.h5"
         estimate(LM, TOPICS, out, plan=self.plan, show=False)

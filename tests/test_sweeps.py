@@ -284,6 +284,16 @@ class TestOutput:
         assert (found.attrs["model_fingerprint"], found.attrs["model_n_layers"]) == (lm.fingerprint, 3)
         assert json.loads(found.attrs["argv"]) == ["shapley", "sweep"]
 
+    def test_the_topics_that_clusters_were_chosen_for(self, lm, tmp_path):
+        topic = next(iter(TOPICS))
+        own = Cluster(CLUSTER.neurons, rule={"topic": topic})
+        for clusters in (
+            {"c": own},
+            {"c": Cluster(own.neurons, rule={"topic": "elsewhere"}), f"cluster-{topic}": CLUSTER},
+        ):
+            found = run(lm, tmp_path / "s.h5", clusters=clusters, n_random=1, overwrite=True)
+            assert found.of_topics == read_sweep(tmp_path / "s.h5").of_topics == {list(clusters)[-1]: topic}
+
 
 def cluster_share(lm, layer, neurons, site):
     """``[d_model]``: the cluster's share of the squared weights of every residual dimension, by numpy."""

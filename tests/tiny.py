@@ -17,7 +17,7 @@ from shapley.sparse.insert import Place, insert
 from shapley.sparse.layer import LayerSpec, SparseLayer
 
 FAMILIES = (
-    "gpt2 gpt_neo gpt_neox gptj llama mistral qwen2 qwen3 gemma2 gemma3_text opt phi phi3 falcon bloom stablelm olmo2"
+    "gpt2 gpt_neo gpt_neox gptj llama mistral qwen2 qwen3 gemma gemma2 gemma3_text opt phi phi3 falcon bloom stablelm olmo2"
 ).split()
 VOCABULARY = 60
 _SIZES: dict[str, Any] = dict(

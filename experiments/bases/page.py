@@ -19,7 +19,7 @@ from experiments.bases.run import (
 )
 from experiments.bases.summary import Results
 from experiments.lab.effects import LEVELS
-from experiments.lab.page import BELOW, Picture, Section, Table, at_damage, interval, quartiles, stored
+from experiments.lab.page import BELOW, NOT_REACHED, Picture, Section, Table, at_damage, interval, quartiles, stored
 from shapley.shape import Interval
 
 HERE = Path(__file__).parent
@@ -207,7 +207,7 @@ def matched_table(results: Results) -> Table:
         ("perplexity", "basis", "target", "off topic", "selectivity", "above neurons"),
         tuple(rows),
         "At matched general damage: where plain text's perplexity is up by as much, interpolated along the sizes from no "
-        f"player on; nats [95%, over prompts]. {BELOW}.",
+        f"player on; nats [95%, over prompts]. {BELOW}. {NOT_REACHED}.",
     )
 
 

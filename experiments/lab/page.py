@@ -37,6 +37,7 @@ def quartiles(values: FloatArray) -> str:
 
 
 BELOW = "†: less than the smallest clusters cost, on the straight line from none to them"
+NOT_REACHED = "Not reached: by the clusters, or in more than a twentieth of the resamples"
 
 
 def damage_table(
@@ -58,7 +59,7 @@ def damage_table(
         (what, *(head for level in LEVELS for head in (f"{columns[0]} at {level:+.0%}", columns[1]))),
         tuple(cells),
         f"At matched general damage: nats [95%]{of}, where plain text's perplexity is up by as much, interpolated along the "
-        f"sizes from no neuron on. {BELOW}.",
+        f"sizes from no neuron on. {BELOW}. {NOT_REACHED}.",
     )
 
 

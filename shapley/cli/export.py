@@ -42,6 +42,7 @@ def export(model: str, kind: str, strength: float, site: str, cluster: Path | No
     from shapley.hf.bases import split_name
     from shapley.hf.fold import fold
     from shapley.hf.load import describe, load_model
+    from shapley.hf.tensors import open_up
 
     if split_name(model)[1] is not None:
         raise ShapleyError(
@@ -60,6 +61,7 @@ def export(model: str, kind: str, strength: float, site: str, cluster: Path | No
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         lm.model.save_pretrained(temporary)
+        open_up(*temporary.glob("*.safetensors"))
         lm.tokenizer.save_pretrained(temporary)
         record = {
             "format": "neuron-shapley-export",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shapley.look.players import Player
 
 _TOP_K = 50
+_MOST = 1000  # each keeps its activation at every token
 
 
 @click.command()
@@ -102,6 +103,8 @@ def neurons(
         Cluster.load(cluster).check_model(describe(lm), cluster)
     every = Players(lm, asked.site)
     players = every.sample(sample) if sample is not None else asked.players
+    if len(players) > _MOST:
+        raise ShapleyError(f"{len(players)} {every.noun}s are too many for a page: ask for {_MOST} at most")
     found = record(every, players, cut(texts, lm.tokenizer, tokens, passages), file, parse_memory(memory))
     if as_json:
         click.echo(json.dumps(found))

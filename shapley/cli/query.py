@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,14 @@ def top(
     """The top neurons of a topic; the top groups, where players are groups."""
     records = rank(ScoreFile(scores), topic, versus, _guard(guard, versus)).top(k)
     if as_json or style == "json":
-        click.echo(json.dumps(records))
+        finite = [
+            {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in own.items()
+            }
+            for own in records
+        ]
+        click.echo(json.dumps(finite))
     elif style == "csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")

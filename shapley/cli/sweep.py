@@ -19,7 +19,11 @@ from shapley.records import METRICS
 @model_options
 @sweep_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The sweep file to write.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves into this PNG or SVG.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Draw the curves into this PNG, SVG or PDF: bands are 95% over prompts, dashed are random clusters.",
+)
 @output_options
 @click.option("--json", "as_json", is_flag=True, help="Print the mean curves as JSON.")
 def sweep(
@@ -37,6 +41,8 @@ def sweep(
     check_output(out, resume=resume, overwrite=overwrite, inputs=inputs)
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ShapleyError(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf")
+    if plot is not None:
+        check_output(plot, overwrite=True, inputs=[*inputs, out])
     from shapley.hf.load import load_model, weights_dtype
     from shapley.sweeps import sweep as run
 

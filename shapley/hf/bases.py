@@ -26,14 +26,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from shapley.errors import ShapleyError
-from shapley.files import atomic_path
 from shapley.hf.hooks import observe
 from shapley.hf.rotated import Rotated
 from shapley.hf.sites import ModelSites
+from shapley.hf.tensors import save_tensors
 from shapley.keyed import keyed_rng
 from shapley.types import Site
 
@@ -112,8 +112,7 @@ def rotate(sites: ModelSites, vectors: Tensor) -> None:
 
 def save_vectors(vectors: Tensor, path: Path) -> None:
     """Write a file that ``MODEL@FILE`` reads."""
-    with atomic_path(path) as temporary:
-        save_file({"vectors": vectors.contiguous()}, temporary)
+    save_tensors({"vectors": vectors.contiguous()}, path)
 
 
 def load_vectors(path: Path) -> Tensor:

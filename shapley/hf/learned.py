@@ -32,16 +32,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shapley.corpus import reference_texts
-from shapley.files import atomic_path, cache_directory, digest
+from shapley.files import cache_directory, digest
 from shapley.hf.bases import save_vectors
 from shapley.hf.load import LanguageModel
 from shapley.hf.sites import read_weights, write_weights
 from shapley.hf.statistics import MAX_TOKENS
 from shapley.hf.stream import Stream, find_stream
+from shapley.hf.tensors import save_tensors
 from shapley.keyed import keyed_rng
 from shapley.progress import Progress
 
@@ -99,8 +100,7 @@ def learn(lm: LanguageModel, out: Path, steps: int, seed: int) -> list[Sparsity]
             down, onward = _onward(lm, stream, tokens, layer)
             vectors = _learned(down, onward[:-_HELD_OUT], steps, seed, layer)
             found = _reached(down, onward[-_HELD_OUT:], vectors, seed, layer)
-            with atomic_path(path) as temporary:
-                save_file({"vectors": vectors.contiguous(), "reached": torch.tensor(astuple(found))}, temporary)
+            save_tensors({"vectors": vectors.contiguous(), "reached": torch.tensor(astuple(found))}, path)
         done = load_file(path)
         learned.append(done["vectors"])
         reached.append(Sparsity(*done["reached"].tolist()))
@@ -225,11 +225,16 @@ def _orthonormal(y: Tensor) -> Tensor:
 
 
 def _completed(q: Tensor, z: Tensor) -> Tensor:
-    """R with R^T Q = Z that takes the directions orthogonal to Q to those orthogonal to Z, moved least."""
+    """R with R^T Q = Z that takes the directions orthogonal to Q to those orthogonal to Z, moved least.
+
+    In float64: in float32 the decomposition of a matrix near the identity, whose singular values differ by less than it rounds,
+    was seen to return singular vectors that are not orthogonal.
+    """
     k = q.shape[1]
+    q, z = q.double(), z.double()
     unread, turned = (torch.linalg.qr(x, mode="complete")[0][:, k:] for x in (q, z))
     u, _, v = torch.linalg.svd(turned.T @ unread)
-    return q @ z.T + unread @ (turned @ u @ v).T
+    return (q @ z.T + unread @ (turned @ u @ v).T).float()
 
 
 def _reached(down: Tensor, onward: Tensor, vectors: Tensor, seed: int, layer: int) -> Sparsity:

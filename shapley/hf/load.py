@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import io
@@ -36,6 +37,7 @@ from shapley.hf.residual import turn_stream
 from shapley.hf.sites import ModelSites, find_sites
 from shapley.hf.spec import SiteStatistics
 from shapley.hf.statistics import reference_batches, reference_statistics
+from shapley.hf.tensors import open_up
 from shapley.progress import say
 from shapley.sparse.insert import insert
 from shapley.sparse.kept import load_layer
@@ -145,7 +147,10 @@ def load_model(
             )
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            raise ShapleyError(f"cannot load model {name!r}: {_first_line(error)}") from error
+            hint = (
+                f"; did you mean {DEMO_MODEL!r}?" if difflib.get_close_matches(bare, [DEMO_MODEL], cutoff=0.8) else ""
+            )
+            raise ShapleyError(f"cannot load model {name!r}: {_first_line(error)}{hint}") from error
     if found["missing_keys"]:  # transformers would fill them with random numbers
         missing = sorted(found["missing_keys"])
         raise ShapleyError(
@@ -336,6 +341,7 @@ def convert_gguf(weights: Path, target: Path) -> None:
         plain = type(quantised)(type(quantised.config).from_dict(settings))
         plain.load_state_dict(quantised.state_dict())
         plain.save_pretrained(target)
+        open_up(*Path(target).glob("*.safetensors"))
         tokenizer.save_pretrained(target)
 
 

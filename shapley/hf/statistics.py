@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from shapley.files import atomic_path, cache_directory
+from shapley.files import cache_directory
 from shapley.hf.hooks import observe
 from shapley.hf.spec import SiteStatistics
+from shapley.hf.tensors import save_tensors
 from shapley.types import Site
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ def reference_statistics(lm: LanguageModel, texts: Sequence[str], site: Site) ->
     if path.exists():
         return SiteStatistics(**_to(lm, load_file(path)), fingerprint=digest)
     tensors = _collect(lm, texts, site)
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
+    save_tensors(tensors, path)
     return SiteStatistics(**_to(lm, tensors), fingerprint=digest)
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from shapley.errors import ShapleyError
-from shapley.files import atomic_path
+from shapley.hf.tensors import save_tensors
 from shapley.sparse.insert import PLACES, Place
 from shapley.sparse.layer import LayerSpec, SparseLayer
 
@@ -50,8 +49,7 @@ def save_layer(path: Path, layer: SparseLayer, place: Place, model: Mapping[str,
         "place": place,
         "model": json.dumps(dict(model)),
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    save_tensors(tensors, path, metadata)
 
 
 def load_layer(path: Path) -> KeptLayer:
