@@ -21,6 +21,7 @@ from shapley.plots import COLOURS, CONTROL
 from shapley.shape import Interval
 
 _TARGET, _OTHERS = "the cluster's topic", "other topics"
+_RISES = (0, 2, 5, 10, 20, 50, 100, 1000, 10_000)  # of perplexity, in percent, along an axis
 
 
 def draw(results: Results, source: Path, figures: Path, name: str) -> None:
@@ -91,7 +92,10 @@ def sizes_figure(results: Results) -> Figure:
             )  # fmt: skip
         axes.axvline(100 * PERPLEXITY, color="#bbbbbb", linestyle=":", linewidth=1)
         axes.set_xscale("symlog", linthresh=10)
-        axes.xaxis.set_major_formatter("{x:g}")
+        left, right = axes.get_xlim()
+        ticks = [tick for tick in _RISES if left <= tick <= right]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
         axes.set_xlabel("rise of plain text's perplexity (%)")
         axes.set_title(title)
         axes.legend(frameon=False, fontsize=7.5)
