@@ -99,7 +99,7 @@ class Cluster:
         if ours is not None and ours != model["fingerprint"]:
             raise ShapleyError(
                 f"{path} belongs to another model: {self.model.get('name')} (fingerprint {ours}), "
-                f"not {model['name']} ({model['fingerprint']})"
+                f"not {model['name']} ({model['fingerprint']}): give the model, and the basis, that it is of"
             )
 
 

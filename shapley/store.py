@@ -91,7 +91,8 @@ class ScoreFile:
         if self.model["fingerprint"] != model["fingerprint"]:
             raise ShapleyError(
                 f"{self.path} belongs to another model: it holds scores of {self.model['name']} "
-                f"(fingerprint {self.model['fingerprint']}), not of {model['name']} ({model['fingerprint']})"
+                f"(fingerprint {self.model['fingerprint']}), not of {model['name']} ({model['fingerprint']}): give the model, "
+                "and the basis, that they are of"
             )
 
     def _group(self, file: h5py.File, topic: str) -> h5py.Group:
