@@ -341,7 +341,7 @@ def convert_gguf(weights: Path, target: Path) -> None:
         plain = type(quantised)(type(quantised.config).from_dict(settings))
         plain.load_state_dict(quantised.state_dict())
         plain.save_pretrained(target)
-        open_up(*Path(target).glob("*.safetensors"))
+        open_up(*target.glob("*.safetensors"))
         tokenizer.save_pretrained(target)
 
 
