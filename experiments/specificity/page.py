@@ -97,8 +97,15 @@ def _against_random(results: Results) -> list[str]:
         f"{', '.join(both) or 'none'}. Not so: {', '.join(not_so) or 'none'}. That is more than "
         f"chance, and no more: clusters that raise perplexity by half or more are among them, useless as they are: {useless}.",
         f"Against {_draws(ours)} random clusters a topic, the clusters of {ours.selector} are more selective than every one "
-        f"for {len(ours.above)} of {len(ours.own)} topics: {', '.join(ours.above) or 'none'}.",
+        f"for {len(ours.above)} of {len(ours.own)} topics: {', '.join(ours.above) or 'none'} (each p = "
+        f"{1 / (_draws(ours) + 1):.2g}, not corrected for how many topics there are){_of_the_others(ours)}.",
     ]
+
+
+def _of_the_others(own: AgainstRandom) -> str:
+    """The p values of topics whose cluster is not above every random one."""
+    others = ", ".join(f"{topic} {p:.2g}" for topic, p in own.single.items() if topic not in own.above)
+    return f"; the others: p = {others}" if others else ""
 
 
 def _breaking(results: Results, names: Sequence[str]) -> list[str]:
@@ -223,7 +230,8 @@ def null_table(results: Results) -> Table:
 
 def _caveats(results: Results) -> tuple[str, ...]:
     config, watched = results.head["config"], results.head["watched"]["other_keywords"]
-    [draws] = [_draws(own) for own in results.against_random() if own.selector == OURS]
+    draws = {own.selector: _draws(own) for own in results.against_random()}
+    fewest, n = min(draws.values()), len(results.topics)
     few = ", ".join(f"{watched.count(topic)} of {topic}" for topic in (*results.topics, "plain"))
     return (
         f"{results.head['seconds']} s on {results.head['hardware']}, less what was kept of earlier runs; prompts "
@@ -232,8 +240,9 @@ def _caveats(results: Results) -> tuple[str, ...]:
         "Only prompts are kept whose keyword the untouched model gives at least one chance in a hundred: a keyword that "
         "it does not expect cannot fall.",
         "Toxic and harmless comments yield few prompts of few keywords; read their figures as such.",
-        f"With {draws} random clusters a topic, {draws * len(results.topics)} in all, no p value of a single topic can lie "
-        f"below {1 / (draws + 1):.3f}: claims are over all topics together. "
+        f"Random clusters: {draws[OURS]} a topic for {OURS}, {fewest} at least for the others ({fewest * n} over all "
+        f"topics). A single topic's p value can lie no lower than {1 / (draws[OURS] + 1):.2g} and {1 / (fewest + 1):.2g}, {n} "
+        f"times as high corrected for {n} topics: claims are over all topics together. "
         f"Random clusters are measured on {config['null_watched']} prompts of the topic and as many of others. They hold none "
         "of the cluster's own neurons, so those matched to clusters of the most active neurons are a little less active.",
         f"The guard of guarded selectors is chosen on {config['chosen_on']} selection prompts a topic, for Shapley scores and "

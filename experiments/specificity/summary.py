@@ -75,6 +75,14 @@ class AgainstRandom:
     adjusted: float
 
     @property
+    def single(self) -> dict[str, float]:
+        """By topic, the p value of its cluster by itself: the share of random ones that are as selective, it among them."""
+        return {
+            topic: float((1 + (self.null[topic] >= own).sum()) / (1 + len(self.null[topic])))
+            for topic, own in self.own.items()
+        }
+
+    @property
     def above(self) -> list[str]:
         """Topics whose cluster is more selective than every random one."""
         return [topic for topic, own in self.own.items() if own > self.null[topic].max()]
