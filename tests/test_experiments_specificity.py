@@ -307,6 +307,8 @@ def test_clusters_against_random_ones():
             topic: pytest.approx(drawn) for topic, drawn in null.items()
         }
         assert found.above == [topic for topic in topics if all(own[topic] > drawn for drawn in null[topic])]
+        beaten = {topic: sum(drawn >= own[topic] for drawn in null[topic]) for topic in topics}
+        assert found.single == {topic: pytest.approx((1 + n) / (1 + len(null[topic]))) for topic, n in beaten.items()}
         # Of all ways to take a member of each topic, its own and the random ones, the share with as large a sum.
         sums = np.array([sum(one) for one in itertools.product(*([own[topic], *null[topic]] for topic in topics))])
         share = float((sums >= sum(own.values()) - 1e-9).mean())

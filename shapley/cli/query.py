@@ -46,14 +46,8 @@ def top(
     """The top neurons of a topic; the top groups, where players are groups."""
     records = rank(ScoreFile(scores), topic, versus, _guard(guard, versus)).top(k)
     if as_json or style == "json":
-        finite = [
-            {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in own.items()
-            }
-            for own in records
-        ]
-        click.echo(json.dumps(finite))
+        known = [own | ({} if math.isfinite(own["stderr"]) else {"stderr": None}) for own in records]
+        click.echo(json.dumps(known))
     elif style == "csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")

@@ -39,9 +39,9 @@ def sweep(
     wanted = WantedSweep.of(options)
     inputs = [options["prompts"], *(name for name in options["clusters"] if name != "all")]
     check_output(out, resume=resume, overwrite=overwrite, inputs=inputs)
-    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ShapleyError(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf")
     if plot is not None:
+        if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise ShapleyError(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf")
         check_output(plot, overwrite=True, inputs=[*inputs, out])
     from shapley.hf.load import load_model, weights_dtype
     from shapley.sweeps import sweep as run
